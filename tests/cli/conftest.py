@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from support.searched_studies import ScriptedDriver
 from support.studies import study
-from support.terminal import Terminal
 
 from loraxs_search.base_model.layers import linear_modules
 from loraxs_search.base_model.locate import locate
@@ -41,15 +40,6 @@ def driver():
     driver.begin()
     driver.train("00000", 20)
     return driver
-
-
-@pytest.fixture
-def terminals():
-    """Terminals that a test opens; they are closed behind it."""
-    opened: list[Terminal] = []
-    yield opened
-    for terminal in opened:
-        terminal.close()
 
 
 @pytest.fixture

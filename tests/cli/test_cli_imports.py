@@ -22,7 +22,6 @@ for statement in statements:
     print(json.dumps([name for name in modules if name in sys.modules and name not in known]), flush=True)
     os._exit(0)
 """
-_AT_EXIT = "import atexit; atexit.register(lambda: print(*sys.modules, file=sys.stderr))\n"
 PARSES = {"loraxs_search", "typer", "annotated_doc", "shellingham", "rich", "wrapt"}  # typer's own, and for columns
 
 
@@ -38,18 +37,14 @@ def cli(*args: str) -> str:
     return f"from loraxs_search.cli._main import run; run({list(args)!r})"
 
 
-def completed(line: str) -> str:
-    """What a shell runs for each Tab."""
-    words = {"COMP_WORDS": f"loraxs-search {line}", "COMP_CWORD": str(len(line.split(" ")))}
-    shell = {"_LORAXS_SEARCH_COMPLETE": "complete_bash", **words}
-    return f"import os; os.environ |= {shell!r}\nfrom contextlib import suppress\nwith suppress(SystemExit): {cli()}"
-
-
 def test_nothing_heavy_is_loaded(store_uri):
+    words = {"COMP_WORDS": "loraxs-search launch --s", "COMP_CWORD": "2"}  # what a shell runs for each Tab
+    tab = f"import os; os.environ |= { ({'_LORAXS_SEARCH_COMPLETE': 'complete_bash'} | words)!r}\n"
     light = [
         *("import loraxs_search", "import loraxs_search.api", cli("--help"), cli("launch", "--help"), cli("status")),
         *(cli("compare", "--help"), cli("compare", "nothing"), cli("report", "--help"), cli("report", "nothing")),
-        *(cli("spaces", "ls"), cli("tasks", "ls"), cli("lauch"), cli("init", "away.csv"), completed("launch --s")),
+        *(cli("spaces", "ls"), cli("tasks", "ls"), cli("lauch"), cli("init", "away.csv")),
+        f"{tab}from contextlib import suppress\nwith suppress(SystemExit): {cli()}",
         cli("launch", "movie_reviews", "--set", "parameters.rank=0"),
     ]
     loaded = loaded_by([*light, cli("pull", "nothing")])
@@ -68,17 +63,25 @@ def test_what_answers_loads_nothing_of_a_search_and_what_peft_imports_can_be_imp
     assert loaded[predict] == ["peft"]
 
 
-def test_help_loads_what_parses_the_command_line_and_nothing_else():
-    """How long it takes follows: 0.2 s on an idle machine."""
-    program = f"import sys; sys.argv[1:] = ['--help']; from loraxs_search.cli._main import main\n{_AT_EXIT}main()"
+def test_driver_snapshot_store_and_trainables_load_no_torch():
+    """Each is a process of its own on a cluster; only hosts pay for torch."""
+    modules = ("tune.loop", "driver.session", "tune.advancer", "hosts.pool", "cluster.doctor", "driver.result")
+    imports = [f"import loraxs_search.search.{module}" for module in modules]
+    heavy = ("torch", "transformers", "peft", "datasets")
+    assert loaded_by(imports, heavy, "import ray") == {statement: [] for statement in imports}
+
+
+def test_help_loads_what_parses_the_command_line_and_nothing_else_and_freezes_nothing_at_exit():
+    """How long it takes follows: 0.2 s on an idle machine.
+
+    Libraries that count what they made report frozen objects as leaked, on Python 3.13.
+    """
+    end = "atexit.register(lambda: print(gc.get_freeze_count(), *sys.modules, file=sys.stderr))"
+    program = (
+        f"import atexit, gc, sys; sys.argv[1:] = ['--help']; from loraxs_search.cli._main import main; {end}; main()"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    loaded = {name.partition(".")[0] for name in done.stderr.split()} - sys.stdlib_module_names - {"sitecustomize"}
+    frozen, *names = done.stderr.split()
+    loaded = {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"sitecustomize"}
     assert {name for name in loaded if not name.startswith("_")} <= PARSES
-
-
-def test_nothing_is_frozen_at_exit():
-    """Libraries that count what they made report frozen objects as leaked, on Python 3.13."""
-    end = "import atexit, gc, sys; atexit.register(lambda: print(gc.get_freeze_count(), file=sys.stderr))"
-    main = "sys.argv[1:] = ['--version']; from loraxs_search.cli._main import main; main()"
-    done = subprocess.run([sys.executable, "-c", f"{end}; {main}"], capture_output=True, text=True, check=True)
-    assert done.stderr.strip() == "0"
+    assert frozen == "0"

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+import loraxs_search
+from loraxs_search.errors import StudyError
+
 pytestmark = pytest.mark.slow
 
 
@@ -79,6 +82,21 @@ def test_the_registry_is_listed_and_shown(ask):
     card = (Path(folder) / "README.md").read_text()
     assert "trained from 1 other seeds" in card
     assert re.search(r"base model \| 9\d,\d{3},\d{3} bytes", card)
+
+
+def test_a_trial_is_tried_before_promotion(ask, searched):
+    trials = json.loads(ask("status", "reviews", "--json").ok)["trials"]
+    complete = next(trial["trial_id"] for trial in trials if trial["state"] == "COMPLETE")
+    (answer,) = loraxs_search.load(f"reviews/{complete}")("a fine film")
+    printed = json.loads(ask("predict", f"reviews/{complete}", "a fine film", "--json").ok)
+    assert printed[0]["label"] == answer.label
+    kept = "keeps the adapters of its best trials"
+    assert ask("predict", "reviews/99999", "so").is_error(1, "`reviews/TRIAL` must be one of: ", "got '99999'", kept)
+    for none in ("", f"../adapters/{complete}"):
+        with pytest.raises(StudyError, match=rf"^`reviews/TRIAL` must be one of: [\d., ]+, but got '{none}'"):
+            loraxs_search.load(f"reviews/{none}")
+    assert ask("predict", "reviewz/0", "so").is_error(1, "Did you mean reviews? `study` must be one of", "./reviewz/0")
+    assert ask("predict", "reviews", "so").is_error(1, "reviews is a study: write reviews/TRIAL")
 
 
 def test_what_a_reader_leaves_unread_is_no_error(searched):

@@ -1,27 +1,29 @@
-"""`init` as a command: what it prints, asks for and overwrites; what it writes is in tests/unit/scaffold."""
+"""`init` as a command and of data frames; what it writes is in tests/unit/scaffold."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pandas as pd
+import pytest
 from support.rows import csv_of, drafted, texts
 from support.said import Said
 from support.spaces import QUICKSTART
 
+import loraxs_search
+from loraxs_search.errors import TaskDataError, UsageError
 from loraxs_search.search_space.load import load_space
+from loraxs_search.tasks.prepared import load_data
 
-Say = Callable[..., Said]
 PLAIN = csv_of()
 
 
-# ---- what is guessed and chosen --------------------------------------------------------------------------------------
-
-
+# ---- the command -----------------------------------------------------------------------------------------------------
 def test_empty_rows_are_dropped_on_demand(say, rows_folder):
-    content = PLAIN + "one,\n,pos\nsoo,N/A\n"
-    assert drafted(say, "rows.csv", content).is_error(1, "--drop-empty")
+    assert drafted(say, "rows.csv", PLAIN + "one,\n,pos\nsoo,N/A\n").is_error(1, "--drop-empty")
     said = say("init", "rows.csv", "--drop-empty", "--metric", "macro_f1")
     assert said.ok
     assert "answers     label: neg (30), pos (30)" in said.err
@@ -43,47 +45,95 @@ def test_options_are_held_against_the_file(say, rows_folder):
         assert drafted(say, "rows.csv", PLAIN, *options).is_error(2, said)
     assert not Path("Not a name.yaml").exists()
     assert say("init", "away.csv").is_error(2, "there is no away.csv")
-    assert drafted(say, "rows.csv", PLAIN).code == 0
-    Path("rows.csv").write_text(PLAIN + "so,Pos\n")  # what is there is said before rows are read
-    assert say("init", "rows.csv").is_error(2, "`--out` must not exist, but rows.yaml does", "--force")
-    Path("rows.csv").write_text(PLAIN)
-    assert say("init", "rows.csv", "--force").ok
-
-
-def test_what_is_chosen_stands_in_the_space(say, rows_folder):
     chosen = ("--name", "films", "--metric", "macro_f1", "--max-length", "40", "--out", "other/films.yaml")
     Path("other").mkdir()
     assert drafted(say, "rows.csv", PLAIN, "--labels", "pos,neg", "--base", QUICKSTART["id"], *chosen).ok
-    space = load_space("other/films.yaml")
-    assert (space.task.name, space.task.labels, space.task.max_length) == ("films", ("pos", "neg"), 40)
-    assert space.task.metrics[0] == space.task.metric == "macro_f1"
+    task = load_space("other/films.yaml").task
+    assert (task.name, task.labels, task.max_length) == ("films", ("pos", "neg"), 40)
+    assert task.metrics[0] == task.metric == "macro_f1"
+    assert say("init", "rows.csv").ok
+    Path("rows.csv").write_text(PLAIN + "so,Pos\n")  # what is there is said before rows are read
+    assert say("init", "rows.csv").is_error(2, "`--out` must not exist, but rows.yaml does", "--force")
+    assert drafted(say, "rows.csv", PLAIN, "--force").ok
 
 
-# ---- questions -------------------------------------------------------------------------------------------------------
 def test_on_a_terminal_what_cannot_be_known_is_asked_for(say, rows_folder, monkeypatch):
     rows = "first,second,note\n" + "\n".join(f"{t},{t[::-1]},{t[0]}x{i % 2}" for i, t in enumerate(texts(60)))
 
     def typed(answers: str) -> Said:
-        monkeypatch.setattr("sys.stdin", Terminal(answers))
+        monkeypatch.setattr("sys.stdin", stdin := io.StringIO(answers))
+        stdin.isatty = lambda: True  # type: ignore[method-assign]
         Path("rows.yaml").unlink(missing_ok=True)
         return drafted(say, "rows.csv", rows)
 
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    said = typed("second\n")
-    assert (said.code, said.out) == (0, "rows.yaml\n"), said.err
-    assert load_space("./rows.yaml").task.text == "second"
-    assert "text (first, second) [first]: " in said.err
-    assert typed("\n").ok
-    assert load_space("./rows.yaml").task.text == "first"
-    said = typed("secnd\nsecond\n")
-    assert said.ok
+    for answers, chosen in (("second\n", "second"), ("\n", "first"), ("secnd\nsecond\n", "second")):
+        said = typed(answers)
+        assert said.ok == "rows.yaml\n"
+        assert load_space("./rows.yaml").task.text == chosen
+        assert "text (first, second) [first]: " in said.err
     assert "error: Did you mean second? `--text` must be one of: second, " in said.err
     assert typed("").code == 130  # Ctrl-D
     assert not Path("rows.yaml").exists()
 
 
-class Terminal(io.StringIO):
-    """What somebody types."""
+# ---- Python ----------------------------------------------------------------------------------------------------------
+def frame(**changes: Any) -> pd.DataFrame:
+    numbers = [1 / (i + 3) for i in range(60)]
+    return pd.DataFrame({"review": texts(60), "verdict": ["good", "bad"] * 30, "number": numbers, **changes})
 
-    def isatty(self) -> bool:
-        return True
+
+def drawn(rows: pd.DataFrame, label: str = "verdict", **options: Any) -> tuple[Any, np.ndarray]:
+    """Return the space of a frame, and the answers of all of its rows."""
+    space = loraxs_search.init(rows, text="review", label=label, **{"name": "films", **options})
+    return space, np.concatenate([rows.labels for rows in load_data(space.task).values()])
+
+
+def test_python_makes_a_space_of_a_frame(fresh_home):
+    space, answers = drawn(frame())
+    assert (space.task.name, space.task.text, space.task.labels) == ("films", "review", ("bad", "good"))
+    assert len(answers) == 60
+    assert fresh_home in Path(space.source).parents
+    assert "verdict: bad (30), good (30)" in str(space)
+    assert drawn(frame())[0] == space, "the same rows and choices are the same space"
+    with pytest.raises(UsageError, match="`out` must not exist"):
+        drawn(frame(), out=space.source)
+    tiny = [1.23456789e-13 * (i + 1) for i in range(60)]
+    numbers, answers = drawn(frame(number=tiny), "number", name="numbers")
+    assert numbers.task.kind == "regression"
+    assert sorted(answers) == sorted(np.float32(tiny)), "every digit is kept"
+    assert drawn(frame(verdict=[0, 1] * 30), labels=[1, 0], name="ids")[0].task.labels == ("1", "0")
+
+
+def test_a_frame_with_faults_is_refused_or_cleaned(fresh_home):
+    gaps = frame(verdict=[None, float("nan"), *(["good", "bad"] * 29)], day="2024-05-01")
+    gaps.index = range(100, 160)
+    with pytest.raises(TaskDataError, match="row 100, row 101 has none") as caught:
+        drawn(gaps)
+    assert "drop_empty=True" in str(caught.value.hint)
+    assert "jsonl" not in f"{caught.value} {caught.value.hint}" and "--" not in f"{caught.value} {caught.value.hint}"
+    space, answers = drawn(gaps, drop_empty=True)
+    assert (space.task.labels, len(answers)) == (("bad", "good"), 58)
+    assert "2 rows without text or answer left out" in str(space)
+    twice = frame()
+    twice.columns = ["review", "verdict", "verdict"]
+    for rows in (twice, frame(review=pd.Series(["\ud800 so"] * 60, dtype=object))):
+        with pytest.raises(UsageError):
+            drawn(rows)
+    with pytest.raises(UsageError, match="name"):
+        loraxs_search.init(frame(), label="verdict")
+    with pytest.raises(UsageError, match="DataFrame"):
+        loraxs_search.init([{"text": "a"}], name="films")
+
+
+def test_python_reads_a_file_that_has_changed_and_another_of_its_name(rows_folder, monkeypatch):
+    def drafted_from(content: str) -> Any:
+        Path("rows.csv").write_text(content)
+        return loraxs_search.init("rows.csv", drop_empty=True)
+
+    spaces = [drafted_from(PLAIN + ",neg\n"), drafted_from(PLAIN + "so,neg\n,pos\n")]
+    (rows_folder / "other").mkdir()
+    monkeypatch.chdir(rows_folder / "other")
+    spaces.append(drafted_from(PLAIN + ",neg\n"))
+    assert [sum(map(len, load_data(space.task).values())) for space in spaces] == [60, 61, 60]
+    assert len({space.source for space in spaces}) == 3

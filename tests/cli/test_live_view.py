@@ -1,4 +1,4 @@
-"""What a search shows on a terminal: a live view."""
+"""What a search shows: a live view on a terminal, plain lines in a pipe, and the words that both use."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ from dataclasses import replace
 
 import pytest
 from rich.console import Console
-from support.recorded_search import FACTS, begun, ended, training
+from support.recorded_search import FACTS, begun, ended, reported, training
 from support.terminal import Terminal
 
-from loraxs_search.cli._live import draw
-from loraxs_search.cli.live_text import LinesView
-from loraxs_search.log.events import Phase, Warned
+from loraxs_search.cli._live import LiveView, draw
+from loraxs_search.cli.live_text import LinesView, time_left_in_words
+from loraxs_search.log.events import DataRead, Phase, RowsScored, Warned
+from loraxs_search.records.task import DataReport
 from loraxs_search.records.trial import TrialState
 from loraxs_search.reports.search_state import SearchState
 
 
 # ---- how it looks ----------------------------------------------------------------------------------------------------
-def drawn(state: SearchState, columns: int, *, rows: int = 30, now: float = 1080.0, notice: str = "") -> str:
-    console = Console(file=io.StringIO(), width=columns, height=rows, record=True, force_terminal=True)
-    console.print(draw(state, console, now, 1000.0, notice, ""))
-    return console.export_text()
+def drawn(state: SearchState, columns: int, *, rows: int = 30, notice: str = "", uri: str = "") -> str:
+    out = io.StringIO()
+    console = Console(file=out, width=columns, height=rows, force_terminal=True, color_system=None)
+    console.print(draw(state, console, 1080.0, 1000.0, notice, uri))
+    return out.getvalue()
 
 
 @pytest.fixture
@@ -43,9 +45,7 @@ def test_what_others_wrote_steers_neither_the_terminal_nor_the_drawing(state):
     nasty = "\x1b[2J\x9b31m\u202e[/bold][red]"
     state.trials["00002"] = replace(state.trials["00002"], params={"rank": nasty})
     state.study = state.steered = nasty
-    console = Console(file=io.StringIO(), width=160, height=30, force_terminal=True, color_system=None)
-    console.print(draw(state, console, 1080.0, 1000.0, nasty, nasty))
-    text = console.file.getvalue()  # type: ignore[attr-defined]
+    text = drawn(state, 160, notice=nasty, uri=nasty)
     assert not set("\x9b\u202e") & set(text)
     assert "\x1b[2J" not in text
     assert "rank=\\x1b[2J\\x9b31m\\u202e[/bold][red]" in text
@@ -80,20 +80,87 @@ def test_before_the_first_trial_there_is_a_line(state):
     assert [line.split()[0] for line in lines if line[:3] == "000"] == ["00002"]
 
 
-def test_a_search_that_goes_on_counts_what_had_ended():
-    lines = LinesView(out := io.StringIO(), "http://h:1")
+# ---- lines -----------------------------------------------------------------------------------------------------------
+def test_lines_say_each_event_once_and_what_is_counted_now_and_then():
+    lines = LinesView(out := io.StringIO(), "", began=1000.0)
+    counted = Phase(study="mine", at=1033.0, text="training again", total=40, unit="steps")
+    scored = RowsScored(
+        study="mine", at=1032.0, what="candidate", name="00000.1", split="test", metrics={"pearson": 0.6}
+    )
+    for event in (
+        Phase(study="mine", at=1000.0, text="starting Ray"),
+        replace(FACTS, num_trials=2, num_slots=1, num_refits=0, notes=("one thing",)),
+        begun(0, 1000.0),
+        reported(0, 20, 0.5, 1020.0),
+        ended(0, TrialState.COMPLETE, 1020.0, "trained all 20 steps"),
+        begun(1, 1001.0),
+        ended(1, TrialState.FAIL, 1030.0, "no finite loss"),
+        replace(scored, what="baseline", split="validation", name="tfidf"),
+        scored,
+        Warned(study="mine", at=1033.0, text="logging has said so"),
+        *(
+            replace(counted, done=done, at=1000.0 + at)
+            for done, at in ((0, 33), (10, 34), (20, 44), (30, 45), (40, 46))
+        ),
+    ):
+        lines.happened(event)
+    assert [line.split("s  ", 1)[1] for line in out.getvalue().splitlines()] == [
+        "starting Ray",
+        "study mine: 2 trials on cpu (float32), 1 slot",
+        "note: one thing",
+        "browse the trials: loraxs-search ui mine",
+        "trial 00000  step 20  pearson 0.5000",
+        "trial 00000  COMPLETE  step 20  pearson 0.5000  [1/2]  trained all 20 steps  about 80 s left",
+        "trial 00001  FAIL  step 0  [2/2]  no finite loss  a few seconds left",
+        "baseline tfidf  pearson 0.6000",
+        "candidate 00000.1  test rows  pearson 0.6000",
+        *(f"training again: {done} of 40 steps" for done in (10, 20, 40)),
+    ]
+    assert out.getvalue().splitlines()[4].startswith("  20.0s  ")
+    left = [time_left_in_words(seconds) for seconds in (None, 9.9, 89.4, 90.0, 5400.0)]
+    assert left == ["", *(f"{it} left" for it in ("a few seconds", "about 89 s", "about 2 min", "about 1.5 h"))]
+
+
+def test_a_search_that_goes_on_counts_what_had_ended_and_has_a_label_and_warnings_where_they_are_wanted(capsys):
+    lines = LinesView(out := io.StringIO(), "http://h:1", label="mine", warns=True)
     lines.happened(FACTS)
     for event in (begun(0, 1.0), ended(0, TrialState.COMPLETE, 2.0), begun(1, 1.0)):
         lines.known(event)
     lines.happened(ended(1, TrialState.COMPLETE, 3.0))
+    lines.happened(Warned(study="mine", at=114.0, text="look"))
     assert ("[2/4]" in out.getvalue(), "trial 00000" in out.getvalue()) == (True, False)
-
-
-CURSOR_OFF, CURSOR_ON = "\x1b[?25l", "\x1b[?25h"
+    assert out.getvalue().endswith("s  mine  warning: look\n")
+    sizes = {"train": 8373, "validation": 1000, "test": 1000}
+    read = DataRead(study="mine", at=1001.0, metric="accuracy", num_rows=sizes, report=DataReport(sizes))
+    lines.happened(read)
+    with LiveView("ui") as live:
+        live.happened(read)
+    for said in (out.getvalue(), capsys.readouterr().err):
+        assert [line.split()[-3:] for line in said.splitlines() if "rows " in line] == [["8,373", "1,000", "1,000"]]
 
 
 # ---- a terminal ------------------------------------------------------------------------------------------------------
-WATCHING = [sys.executable, "-m", "loraxs_search", "status", "mine", "--watch"]
+CURSOR_OFF, CURSOR_ON = "\x1b[?25l", "\x1b[?25h"
+
+
+@pytest.fixture
+def terminal():
+    """Opens a terminal with a program in it, which is closed behind the test."""
+    with contextlib.ExitStack() as closing:
+
+        def opened(command: list[str], environment: dict[str, str], **screen: int) -> Terminal:
+            made = Terminal(command, environment, **screen)
+            closing.callback(made.close)
+            return made
+
+        yield opened
+
+
+@pytest.fixture
+def watching(terminal):
+    """Opens one in which somebody watches the study."""
+    command = [sys.executable, "-m", "loraxs_search", "status", "mine", "--watch"]
+    return lambda **screen: terminal(command, dict(os.environ), **screen)
 
 
 def titles(terminal: Terminal) -> int:
@@ -101,10 +168,9 @@ def titles(terminal: Terminal) -> int:
     return sum(line.startswith("mine: t on cpu") for line in terminal.lines)
 
 
-def test_a_view_in_another_terminal_follows_is_resized_and_left(driver, terminals):
+def test_a_view_in_another_terminal_follows_is_resized_and_left(driver, watching):
     with driver.folder.lock():
-        terminals.append(Terminal(WATCHING, dict(os.environ), rows=24, columns=80))
-        (terminal,) = terminals
+        terminal = watching(rows=24, columns=80)
         terminal.wait_to_see(r"00000 +RUNNING +20/160 +0\.5000")
         assert titles(terminal) == 1
         for trial, (rows, columns) in {"00001": (20, 60), "00002": (40, 160), "00003": (24, 80)}.items():
@@ -122,10 +188,10 @@ def test_a_view_in_another_terminal_follows_is_resized_and_left(driver, terminal
     assert "Traceback" not in terminal.text
 
 
-def test_a_view_ends_with_its_search_and_shows_the_result(driver, terminals):
+def test_a_view_ends_with_its_search_and_shows_the_result(driver, watching, monkeypatch):
     with driver.folder.lock():
-        terminals.append(Terminal(WATCHING, dict(os.environ), columns=120, no_color=True))
-        (terminal,) = terminals
+        monkeypatch.setenv("NO_COLOR", "1")
+        terminal = watching(columns=120)
         terminal.wait_to_see("00000 +RUNNING")
         driver.journal.say(Warned(text="many answers were cut"))
         driver.end("00000", TrialState.COMPLETE)
@@ -141,26 +207,24 @@ def test_a_view_ends_with_its_search_and_shows_the_result(driver, terminals):
 
 
 @pytest.mark.long(part="search")
-def test_a_second_ctrl_c_ends_at_once(searched, terminals, tiny_space_text, tmp_path, descendants):
-    (tmp_path / "tiny.yaml").write_text(tiny_space_text)
+def test_a_second_ctrl_c_ends_at_once(searched, terminal, tiny_space, descendants):
     sized = ("--set", "search.trials=1", "--set", "search.max_steps=2000", "--set", "search.report_every=2000")
-    command = searched.shell.command("launch", str(tmp_path / "tiny.yaml"), "--name", "ended", *sized)
-    terminals.append(Terminal(command, searched.shell.environment()))
-    terminal = terminals[0]
-    terminal.wait_for("RUNNING", 120)
-    stuck = [pid for title in ("HostActor", "SnapshotStore") for pid in descendants(terminal.pid, title)]
+    command = searched.shell.command("launch", str(tiny_space), "--name", "ended", *sized)
+    view = terminal(command, searched.shell.environment())
+    view.wait_for("RUNNING", 120)
+    stuck = [pid for title in ("HostActor", "SnapshotStore") for pid in descendants(view.pid, title)]
     try:
         for pid in stuck:
             os.kill(pid, signal.SIGSTOP)  # an end in order would wait for these
-        terminal.press(b"\x03")
-        terminal.wait_for("stopping; Ctrl-C again ends at once", 30)
+        view.press(b"\x03")
+        view.wait_for("stopping; Ctrl-C again ends at once", 30)
         start = time.monotonic()
-        terminal.press(b"\x03")
-        assert terminal.wait(30) == 130
+        view.press(b"\x03")
+        assert view.wait(30) == 130
         assert time.monotonic() - start < 3
     finally:
         for pid in stuck:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-    assert "Traceback" not in terminal.text
-    assert terminal.text.rstrip().endswith("error: interrupted twice, ended at once")
+    assert "Traceback" not in view.text
+    assert view.text.rstrip().endswith("error: interrupted twice, ended at once")

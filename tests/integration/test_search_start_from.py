@@ -9,7 +9,7 @@ from loraxs_search.registry.manifest import read
 from loraxs_search.studies.folder import StudyFolder
 
 pytestmark = [
-    pytest.mark.long(part="search"),  # tests/unit/search/driver/test_driver_start_from.py has the laws
+    pytest.mark.long(part="search"),  # tests/unit/search/driver/test_driver_launch.py has the laws
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning"),
 ]
 FIXED = ("parameters.rank=4", "parameters.target_modules=all-linear", "promotion.seeds=0", "search.trials=2")

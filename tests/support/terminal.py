@@ -12,7 +12,6 @@ import termios
 import textwrap
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pyte
 
@@ -22,30 +21,17 @@ _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 class Terminal:
     """A program in a pseudo-terminal, all it has written there, and the screen that this makes."""
 
-    def __init__(
-        self,
-        command: list[str],
-        environment: dict[str, str],
-        *,
-        stdout: Path | None = None,
-        rows: int = 30,
-        columns: int = 100,
-        no_color: bool = False,
-    ) -> None:
+    def __init__(self, command: list[str], environment: dict[str, str], *, rows: int = 30, columns: int = 100) -> None:
         self._master, slave = pty.openpty()
         termios.tcsetwinsize(slave, (rows, columns))
         self.text, self._screen = "", pyte.Screen(columns, rows)
         self._stream = pyte.Stream(self._screen)
-        environment = {k: v for k, v in environment.items() if k not in ("COLUMNS", "LINES", "NO_COLOR")}
-        environment |= {"NO_COLOR": "1"} if no_color else {}
-        with stdout.open("wb") if stdout else os.fdopen(os.dup(slave), "wb") as out:
-            self._process = subprocess.Popen(
-                ["setsid", "--ctty", *command],  # a session of its own, with this terminal to be interrupted from
-                stdin=slave,
-                stdout=out,
-                stderr=slave,
-                env={"TERM": "xterm-256color", **environment},
-            )
+        environment = {k: v for k, v in environment.items() if k not in ("COLUMNS", "LINES")}
+        self._process = subprocess.Popen(
+            ["setsid", "--ctty", *command],  # a session of its own, with this terminal to be interrupted from
+            **dict.fromkeys(("stdin", "stdout", "stderr"), slave),
+            env={"TERM": "xterm-256color", **environment},
+        )
         os.close(slave)
 
     @property

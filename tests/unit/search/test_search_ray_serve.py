@@ -11,32 +11,24 @@ from loraxs_search.search.ray_proxy import middlewares
 from loraxs_search.search.ray_serve import DEPLOYMENT, ServeArgs, build_app
 
 
-@pytest.mark.parametrize(
-    ("nodes", "replicas", "most", "expected"),
-    [
-        ([(8, 0)] * 4, 4, None, ("cpu", 8)),
-        ([(8, 0), (4, 0)], 2, None, ("cpu", 4)),  # with six each, the second one would have no room
-        ([(2, 0)], 4, None, ("cpu", 1)),
-        ([(0, 0), (8, 1), (8, 1)], 2, None, ("cuda", 1)),
-        ([], 2, None, ("cpu", 1)),
-    ],
-)
-def test_a_replica_has_a_gpu_or_an_even_share_of_the_cpus(nodes, replicas, most, expected):
-    args = ServeArgs(replicas=replicas, max_replicas=most)
-    fitted = args.fitted([Node(str(i), *offers) for i, offers in enumerate(nodes)], None)
-    assert (fitted.device, fitted.num_cpus) == expected
+def test_a_replica_has_a_gpu_or_an_even_share_of_the_cpus():
+    for nodes, replicas, expected in (
+        ([(8, 0)] * 4, 4, ("cpu", 8)),
+        ([(8, 0), (4, 0)], 2, ("cpu", 4)),  # with six each, the second one would have no room
+        ([(2, 0)], 4, ("cpu", 1)),
+        ([(0, 0), (8, 1), (8, 1)], 2, ("cuda", 1)),
+        ([], 2, ("cpu", 1)),
+    ):
+        args = ServeArgs(replicas=replicas)
+        fitted = args.fitted([Node(str(i), *offers) for i, offers in enumerate(nodes)], None)
+        assert (fitted.device, fitted.num_cpus) == expected
     assert args.fitted([Node("a", 8, 1)], "cpu").device == "cpu", "it was named"
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"task": ["a"]}, {"replicas": 0}, {"device": "cuda:1"}, {"replicas": 3, "max_replicas": 2}]
-)
-def test_arguments_that_do_not_fit_are_refused(wrong):
-    with pytest.raises(ValueError, match=next(reversed(wrong))):
-        build_app(wrong)
-
-
-def test_arguments_become_those_of_ray_serve():
+def test_arguments_become_those_of_ray_serve_and_what_does_not_fit_is_refused():
+    for wrong in ({"task": ["a"]}, {"replicas": 0}, {"device": "cuda:1"}, {"replicas": 3, "max_replicas": 2}):
+        with pytest.raises(ValueError, match=next(reversed(wrong))):
+            build_app(wrong)
     args = {"tasks": ["a"], "device": "cuda", "replicas": 2, "max_replicas": 4, "ongoing_requests": 8, "queue": 100}
     deployment = build_app(args)._bound_deployment
     assert deployment.name == DEPLOYMENT

@@ -50,31 +50,24 @@ UNMADE = (
 )
 
 
-@pytest.mark.parametrize(
-    ("error", "parts"),
-    [
+def test_what_ray_loses_is_an_error_of_the_cluster_with_place_and_cause(monkeypatch):
+    """As where each host dies before it begins: nobody is shown Ray's traceback."""
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    for error, parts in (
         (RayActorError(error_msg=DIED), ["HostActor on 10.0.0.7", "worker process has died"]),
         (RayActorError(error_msg=UNBORN, actor_init_failed=True), ["No module named 'peft'"]),
         (OutOfMemoryError("Killed: low on memory.\nSee the docs."), ["Killed: low on memory."]),
         (RuntimeEnvSetupError(UNMADE), ["10.0.0.7 is not", "no virtualenv"]),
         (RayTaskError("advance", "", RayActorError(error_msg=DIED)).as_instanceof_cause(), ["10.0.0.7"]),
         (ObjectLostError("ab", "", ""), ["ab"]),
-    ],
-    ids=lambda each: type(each).__name__,
-)
-def test_what_ray_loses_is_an_error_of_the_cluster_with_place_and_cause(error, parts, monkeypatch):
-    """As where each host dies before it begins: nobody is shown Ray's traceback."""
-    monkeypatch.setattr(ray, "is_initialized", lambda: True)
-    with pytest.raises(ClusterError) as caught, connected(None):
-        raise error
-    assert all(part in caught.value.message for part in parts), caught.value.message
-    assert "\n" not in caught.value.message
-    assert caught.value.hint
-
-
-def test_a_fault_of_ours_in_another_process_is_not_taken_for_rays():
+    ):
+        with pytest.raises(ClusterError) as caught, connected(None):
+            raise error
+        assert all(part in caught.value.message for part in parts), caught.value.message
+        assert "\n" not in caught.value.message
+        assert caught.value.hint
     fault = RayTaskError("advance", "", ValueError("oh"))
-    assert own_error(fault) is fault
+    assert own_error(fault) is fault, "ours in another process is not taken for Ray's"
     told = own_error(RayTaskError("advance", "", UsageError("wrong")))
     assert (type(told), str(told)) == (UsageError, "wrong")
 
@@ -121,37 +114,27 @@ def test_a_head_that_is_asked_for_nothing_more_than_it_answers_is_left_to_ray():
 
 
 # ---- the environment of processes ------------------------------------------------------------------------------------
-PACKAGE = str(Path(loraxs_search.__file__).parent)
+def test_the_package_goes_to_every_node_unless_modules_were_chosen_and_what_is_no_environment_is_refused(
+    tmp_path, monkeypatch
+):
+    def environment(text: str) -> dict[str, Any]:
+        (tmp_path / "env.yaml").write_text(text)
+        return job_environment(str(tmp_path / "env.yaml"))
 
-
-@pytest.fixture
-def environment(tmp_path):
-    """Returns the environment that a file with this text makes."""
-    file = tmp_path / "env.yaml"
-
-    def made(text: str) -> dict[str, Any]:
-        file.write_text(text)
-        return job_environment(str(file))
-
-    return made
-
-
-def test_the_package_goes_to_every_node_unless_modules_were_chosen(environment, monkeypatch):
-    own = {"py_modules": [PACKAGE], "excludes": ["__pycache__"]}
+    own = {"py_modules": [str(Path(loraxs_search.__file__).parent)], "excludes": ["__pycache__"]}
     assert job_environment(None) == own
     assert environment("uv: [peft==0.21.2]\n") == {"uv": ["peft==0.21.2"], **own}
     assert environment("py_modules: [gs://bucket/ours.zip]\n") == {"py_modules": ["gs://bucket/ours.zip"]}
+    for text in ("[a, b]", "a: [", "pipp: [cowsay]", "pip: [cowsay]\nuv: [cowsay]"):
+        with pytest.raises(UsageError, match=r"env\.yaml"):
+            environment(text)
+    with pytest.raises(UsageError, match="with --address"), connected(None, runtime_env="env.yaml"):
+        pass
     monkeypatch.setenv("RAY_RUNTIME_ENV_PLUGINS", "[]")
     assert environment("ours: 1\n")["ours"] == 1, "keys of plugins are theirs"
     job = {"runtime_env": {"py_modules": ["gcs://a.zip"], "excludes": []}}
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(job))
     assert job_environment(None) == {}, "Ray refuses what the job and its driver both name"
-
-
-def test_what_is_no_environment_is_refused_with_the_file(environment):
-    for text in ("[a, b]", "a: [", "pipp: [cowsay]", "pip: [cowsay]\nuv: [cowsay]"):
-        with pytest.raises(UsageError, match=r"env\.yaml"):
-            environment(text)
 
 
 # The ends of what Ray 2.60 says, with pip 23 behind it.
@@ -177,11 +160,6 @@ def test_why_an_environment_was_not_made_is_one_line():
         (RAY, "current version: 2.59.0, .*"),
     ):
         assert re.fullmatch(problem, setup_problem(output))
-
-
-def test_an_environment_without_a_cluster_is_refused():
-    with pytest.raises(UsageError, match="with --address"), connected(None, runtime_env="env.yaml"):
-        pass
 
 
 def test_a_token_is_shown_where_ray_reads_the_mode_in_any_case(monkeypatch):

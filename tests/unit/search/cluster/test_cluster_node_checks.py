@@ -17,16 +17,8 @@ from loraxs_search.versions import with_python
 
 GIB = 2**30
 HERE = {"python": "3.11.7", "ray": "2.60.0", "torch": "2.13.0+cpu", "peft": "0.21.2", "optuna": "5.0.0"}
-FAST: dict[str, Any] = {
-    "address": "10.0.0.2",
-    "versions": with_python(),
-    "mlflow": None,
-    "files": [],
-    "thorough": False,
-    "base": None,
-    "hub": False,
-    "gpus": 0,
-}
+FAST: dict[str, Any] = {"address": "10.0.0.2", "versions": with_python(), "mlflow": None, "files": [], "base": None}
+FAST |= {"thorough": False, "hub": False, "gpus": 0}
 
 
 class NodePath(type(Path())):  # type: ignore[misc]

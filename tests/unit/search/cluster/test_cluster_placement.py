@@ -77,21 +77,19 @@ def test_the_number_asked_for_stands_whatever_there_is_and_studies_share_the_slo
     assert SlotCounter(lambda: [GPUS], 2, "auto", concurrent=None, num_studies=3).max_concurrent == 2
 
 
-def auto(num_trials: int, *, fits: int = 100, fills: int = 8, num_devices: int = 1) -> int:
-    return choose_pack_size("auto", fits=fits, fills=fills, num_trials=num_trials, num_devices=num_devices).size
+def size(trials: int, *, asked: int | str = "auto", fits: int = 100, fills: int = 8, devices: int = 1) -> int:
+    return choose_pack_size(asked, fits=fits, fills=fills, num_trials=trials, num_devices=devices).size
 
 
 def test_auto_fills_each_device_in_even_rounds_and_what_was_asked_for_stands_unless_memory_holds_less():
-    assert [auto(trials) for trials in (8, 24, 12, 3)] == [8, 8, 6, 3]
-    assert (auto(100, fits=5), auto(12, num_devices=4)) == (5, 3)
-    assert auto(16, num_devices=0) == 8, "all nodes are still to come"
-    assert choose_pack_size(4, fits=9, fills=8, num_trials=2, num_devices=1).size == 4
-    assert choose_pack_size(64, fits=9, fills=8, num_trials=2, num_devices=1).size == 9
+    assert [size(trials) for trials in (8, 24, 12, 3)] == [8, 8, 6, 3]
+    assert (size(100, fits=5), size(12, devices=4)) == (5, 3)
+    assert size(16, devices=0) == 8, "all nodes are still to come"
+    assert (size(2, asked=4, fits=9), size(2, asked=64, fits=9)) == (4, 9)
 
 
 @given(st.integers(1, 500), st.integers(1, 64), st.integers(1, 64), st.integers(1, 8))
 def test_auto_takes_no_more_rounds_than_full_devices_would(trials, fits, fills, devices):
-    size = auto(trials, fits=fits, fills=fills, num_devices=devices)
-    full = min(fits, fills)
-    assert 1 <= size <= full
-    assert -(-trials // (size * devices)) == -(-trials // (full * devices))
+    chosen, full = size(trials, fits=fits, fills=fills, devices=devices), min(fits, fills)
+    assert 1 <= chosen <= full
+    assert -(-trials // (chosen * devices)) == -(-trials // (full * devices))

@@ -31,7 +31,6 @@ from loraxs_search.steering import steered
 from loraxs_search.studies.folder import StudyFolder
 
 TASK = Task("t", "regression", DataSource(), "text", "label", "pearson", "maximize", ("pearson", "mse"))
-SMALLEST = PromotionRule(choose="smallest", tolerance=0.02, candidates=3)
 
 
 def trials(*points: tuple[float, int], metric: str = "pearson") -> list[TrialRecord]:
@@ -44,37 +43,28 @@ def trials(*points: tuple[float, int], metric: str = "pearson") -> list[TrialRec
     return records
 
 
-FOUND = trials((0.90, 9000), (0.895, 9500), (0.89, 6000), (0.885, 3000), (0.885, 3000), (0.8, 2000), (0.5, 1000))
-
-
-def chosen(rule: PromotionRule, found: list[TrialRecord] = FOUND, task: Task = TASK) -> list[int]:
-    return [int(record.trial_id) for record in candidate_trials(found, rule, task, SearchPlan())]
-
-
-@pytest.mark.parametrize(
-    ("rule", "expected"),
-    [
-        (PromotionRule(), [0, 1, 2]),
-        (PromotionRule(max_bytes=5000), [3, 4, 5]),
-        (PromotionRule(max_bytes=10), [0, 1, 2]),  # none fits, which the rule will say
-        (replace(SMALLEST, candidates=9), [0, 3, 2, 5, 6, 1, 4]),  # filled up with the others, best first
-        (SMALLEST, [0, 3, 2]),
-        (replace(SMALLEST, tolerance=0.001), [0, 2, 3]),  # nothing is within it but the best
-        (replace(SMALLEST, max_bytes=5000, tolerance=0.1), [3, 5, 6]),
-    ],
-)
-def test_candidates_follow_the_rule(rule, expected):
-    assert chosen(rule) == expected
-
-
-def test_losses_are_better_when_small_and_reports_of_another_metric_spread_candidates_over_the_sizes():
-    """A tolerance of the metric says nothing about a loss."""
-    task = replace(TASK, metric="mse", direction="minimize")
-    assert chosen(SMALLEST, trials((0.1, 9000), (0.11, 3000), (0.3, 1000), metric="mse"), task) == [0, 1, 2]
-    task = replace(TASK, report_metric="loss", report_direction="minimize")
-    found = trials((0.1, 9000), (0.11, 8500), (0.12, 8000), (0.2, 3000), (0.3, 1000), metric="loss")
-    assert chosen(SMALLEST, found, task) == [0, 2, 4]
-    assert chosen(SMALLEST, [], task) == chosen(SMALLEST, []) == []
+def test_candidates_follow_the_rule():
+    """A tolerance of the metric says nothing about a loss: then candidates are spread over the sizes."""
+    found = trials((0.90, 9000), (0.895, 9500), (0.89, 6000), (0.885, 3000), (0.885, 3000), (0.8, 2000), (0.5, 1000))
+    small = PromotionRule(choose="smallest", tolerance=0.02, candidates=3)
+    mse = replace(TASK, metric="mse", direction="minimize")
+    by_loss = replace(TASK, report_metric="loss", report_direction="minimize")
+    losses = ((0.1, 9000), (0.11, 8500), (0.12, 8000), (0.2, 3000), (0.3, 1000))
+    for rule, task, records, expected in (
+        (PromotionRule(), TASK, found, [0, 1, 2]),
+        (PromotionRule(max_bytes=5000), TASK, found, [3, 4, 5]),
+        (PromotionRule(max_bytes=10), TASK, found, [0, 1, 2]),  # none fits, which the rule will say
+        (replace(small, candidates=9), TASK, found, [0, 3, 2, 5, 6, 1, 4]),  # filled up with the others, best first
+        (small, TASK, found, [0, 3, 2]),
+        (replace(small, tolerance=0.001), TASK, found, [0, 2, 3]),  # nothing is within it but the best
+        (replace(small, max_bytes=5000, tolerance=0.1), TASK, found, [3, 5, 6]),
+        (small, mse, trials((0.1, 9000), (0.11, 3000), (0.3, 1000), metric="mse"), [0, 1, 2]),
+        (small, by_loss, trials(*losses, metric="loss"), [0, 2, 4]),
+        (small, by_loss, [], []),
+        (small, TASK, [], []),
+    ):
+        chosen = candidate_trials(records, rule, task, SearchPlan())
+        assert [int(record.trial_id) for record in chosen] == expected, (rule, task)
 
 
 # ---- the work of the end ---------------------------------------------------------------------------------------------
@@ -198,7 +188,11 @@ def test_a_baseline_that_was_measured_after_the_finalist_was_sealed_stands_in_it
     assert folder_digest(path) == digest, "nothing is new"
 
 
-def test_an_adapter_whose_numbers_are_not_finite_has_no_score_and_a_refit_has_failed_by_itself(folder, monkeypatch):
+def test_numbers_that_are_not_finite_are_no_score_and_what_else_goes_wrong_ends_the_search(folder, monkeypatch):
+    end = ending(folder, Hosts(5, TaskDataError("elsewhere")), monkeypatch, seeds=0, validation_rows=5)
+    with pytest.raises(TaskDataError):
+        end.validate(FREE)
+    assert folder.confirmed.validation("00001").read() is None, "nobody is blamed"
     broken = Hosts(5, TrialDivergedError("`training loss` must be finite."))
     found = ending(folder, broken, monkeypatch, seeds=1, validation_rows=5).validate(FREE)
     assert [(each.trial_id, each.validation_metrics) for each in found] == [(f"0000{n}", {}) for n in range(3)]
@@ -207,17 +201,9 @@ def test_an_adapter_whose_numbers_are_not_finite_has_no_score_and_a_refit_has_fa
     assert refit.failed == "`training loss` must be finite."
 
 
-def test_what_else_keeps_hosts_from_scoring_ends_the_search_and_is_blamed_on_nobody(folder, monkeypatch):
-    end = ending(folder, Hosts(5, TaskDataError("elsewhere")), monkeypatch, seeds=0, validation_rows=5)
-    with pytest.raises(TaskDataError):
-        end.validate(FREE)
-    assert folder.confirmed.validation("00001").read() is None
-
-
 def test_a_refit_that_is_late_is_left_out(folder, monkeypatch):
-    budget: Any = SimpleNamespace(left_s=0.0, fitting=lambda *_: None)
-    hosts = Hosts(10)
-    found = ending(folder, hosts, monkeypatch, seeds=1).validate(budget)
+    hosts, late = Hosts(10), cast("Any", SimpleNamespace(left_s=0.0, fitting=lambda *_: None))
+    found = ending(folder, hosts, monkeypatch, seeds=1).validate(late)
     assert {until for _, until in hosts.asked} == {10}, "it had begun"
     assert [each.trial_id for each in found] == ["00001", "00002", "00000"]
     assert folder.confirmed.refit("00001.1").read() is None
@@ -246,11 +232,8 @@ def test_test_rows_are_answered_once_and_the_finalist_is_sealed_with_what_they_s
     found = end.seal(end.validate(FREE))
     assert asked == [range(128, 256), range(256, 300)]
     assert math.isnan(found[0].test_metrics["accuracy"])
-    assert [(each[0], each[2].test_metrics != {}) for each in written] == [
-        ("00002", False),
-        ("00000", False),
-        ("00001", True),
-    ]
+    assert [each[0] for each in written if each[2].test_metrics] == ["00001"]
+    assert {each[0] for each in written} == {"00000", "00001", "00002"}
     assert folder.confirmed.finalists() == ("00001",)
     assert end.seal(end.validate(FREE))[0].earlier_finalists == (), "it is not one that came before itself"
 

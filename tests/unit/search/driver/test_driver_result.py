@@ -32,45 +32,19 @@ from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.studies.storage import Storage
 from loraxs_search.tracking.store import connect
 
-TRIALS = (
-    Tried({"rank": 4, "learning_rate": 1e-3}, 0.7),
-    Tried({"rank": 8, "learning_rate": 1e-5, "sigma": "<b>input</b>"}, 0.9),
-    Tried({"rank": 16, "learning_rate": 1e-2}, 0.95, state=TrialState.PRUNED),
-)
-
 
 def test_a_result_has_a_row_for_each_trial_best_first(fresh_home):
-    folder = searched("s", TRIALS)
+    tried = [Tried({"rank": 4}, 0.7), Tried({"rank": 8}, 0.9), Tried({"rank": 16}, 0.95, state=TrialState.PRUNED)]
+    folder = searched("s", tried)
     records = tuple(folder.journal().records.values())
     result = SearchResult("s", records, (), 12.3)
     assert repr(result) == "<SearchResult s: 2 of 3 trials complete, 12 s>"
     assert [row.trial_id for row in result.leaderboard()] == ["00001", "00000", "00002"]
     confirm(folder, "00000", [0.91], answers=[0, 1], labels=[0, 1])
-    (finalist,) = (
-        row for row in SearchResult("s", records, tuple(folder.candidates() or ()), 12.3).leaderboard() if row.finalist
-    )
-    assert (finalist.trial_id, finalist.test_score) == ("00000", 1.0)
+    rows = SearchResult("s", records, tuple(folder.candidates() or ()), 12.3).leaderboard()
+    assert [(row.trial_id, row.test_score) for row in rows if row.finalist] == [("00000", 1.0)]
     with pytest.raises(StudyError, match="gone"):
         SearchResult("gone", (), (), 1.0).leaderboard()
-
-
-NOTICE = "the time budget of 60 s is used up"
-BEGAN, ENDED = 1_000_000.0, 1_000_075.0
-
-
-@pytest.fixture
-def finished(store_uri, monkeypatch):
-    """A study that a driver worked on for 75 s, long ago; MLflow does not know of its end."""
-    folder = new_study("s", store_uri)
-    with monkeypatch.context() as patch:
-        patch.setattr("loraxs_search.log.clock.steady_time", lambda: ENDED)
-        journal = folder.journal()
-        journal.append(DriverStarted(since=BEGAN, plan=folder.info.search))
-        journal.append(TrialStarted(trial_id="00000", params={"rank": 4}))
-        journal.append(TrialEnded(trial_id="00000", state=TrialState.PRUNED, reason=NOTICE))
-        journal.append(TrainingEnded(notice=NOTICE))
-    folder.write_candidates([])
-    return folder
 
 
 def runs(uri: str) -> tuple[Any, list[Any]]:
@@ -80,18 +54,25 @@ def runs(uri: str) -> tuple[Any, list[Any]]:
     return client, client.search_runs([experiment.experiment_id], "tags.`loraxs.kind` = 'search'")
 
 
-def shown(uri: str) -> tuple[Any, ...]:
-    """Return what the search's own run says of its end."""
-    client, (run,) = runs(uri)
-    history = client.get_metric_history(run.info.run_id, "wall_s")
-    return run.info.status, run.info.end_time, [m.value for m in history], run.data.tags.get("loraxs.notice")
-
-
-def test_an_end_that_a_killed_driver_did_not_record_is_recorded_once_as_it_was(finished):
+def test_an_end_that_a_killed_driver_did_not_record_is_recorded_once_as_it_was(store_uri, monkeypatch):
+    """The driver worked for 75 s, long ago, and MLflow does not know of its end."""
+    notice, began, ended = "the time budget of 60 s is used up", 1_000_000.0, 1_000_075.0
+    folder = new_study("s", store_uri)
+    with monkeypatch.context() as patch:
+        patch.setattr("loraxs_search.log.clock.steady_time", lambda: ended)
+        journal = folder.journal()
+        journal.append(DriverStarted(since=began, plan=folder.info.search))
+        journal.append(TrialStarted(trial_id="00000", params={"rank": 4}))
+        journal.append(TrialEnded(trial_id="00000", state=TrialState.PRUNED, reason=notice))
+        journal.append(TrainingEnded(notice=notice))
+    folder.write_candidates([])
     for _ in range(2):
         result = resume("s")
-        assert (result.wall_s, result.notice) == (75.0, NOTICE)
-        assert shown(finished.info.tracking_uri) == ("FINISHED", ENDED * 1000, [75.0], NOTICE)
+        assert (result.wall_s, result.notice) == (75.0, notice)
+        client, (run,) = runs(store_uri)
+        assert (run.info.status, run.info.end_time) == ("FINISHED", ended * 1000)
+        assert [each.value for each in client.get_metric_history(run.info.run_id, "wall_s")] == [75.0]
+        assert run.data.tags["loraxs.notice"] == notice
 
 
 @pytest.fixture
@@ -126,29 +107,29 @@ def test_a_finished_search_gets_its_report_once_unless_it_is_not_in_the_folder(o
     assert kept(store_uri) == ["report.html", "space.yaml"]
 
 
-def test_while_its_driver_holds_it_a_finished_search_is_not_running(over, store_uri):
+def test_a_report_that_cannot_be_made_stops_nothing(over, store_uri, monkeypatch, caplog):
     with over.lock(), Tracked("s", over.path, store_uri, "t") as tracked:
         record_end(over, tracked.journal)
-    assert 'class="state finished"' in (over.path / "report.html").read_text()
+    report = over.path / "report.html"
+    assert 'class="state finished"' in report.read_text(), "while its driver holds it, it is not running"
+    report.unlink()
 
-
-def test_a_report_that_cannot_be_made_stops_nothing(over, store_uri, monkeypatch, caplog):
     def broken(folder: object) -> str:
         raise ZeroDivisionError("no pen")
 
     monkeypatch.setattr(page, "write_report", broken)
     assert resume("s").study == "s"
     assert "no report was written (no pen); try `loraxs-search report s`" in caplog.text
-    assert kept(store_uri) == ["space.yaml"]
+    assert not report.exists()
 
 
 AWAY = "http://127.0.0.1:9"
 
 
-def study(name: str, uri: str, *, told_at: str = AWAY, finished: bool = False) -> StudyFolder:
+def study(name: str, uri: str, *, finished: bool = False) -> StudyFolder:
     """A study whose records were written while MLflow was away."""
     folder = new_study(name, uri)
-    tracker = Tracked(name, folder.path, told_at, TASK.name)
+    tracker = Tracked(name, folder.path, AWAY, TASK.name)
     tracker.search_started("", folder.info.search)
     tracker.trial_started("00000", {"rank": 4})
     tracker.trial_finished("00000", TrialState.FAIL, "because")
@@ -158,53 +139,51 @@ def study(name: str, uri: str, *, told_at: str = AWAY, finished: bool = False) -
     return folder
 
 
-def states(uri: str) -> dict[str, str]:
-    return {run.info.run_name: run.info.status for run in runs(uri)[1]}
-
-
 def test_what_waits_is_carried_over_once(store_uri):
     study("one", store_uri)
     study("two", store_uri, finished=True)
     for _ in range(2):
         assert set(sync()) == {Synced("one", "complete"), Synced("two", "complete")}
-        assert states(store_uri) == {"one": "RUNNING", "two": "FINISHED"}
+        shown = {run.info.run_name: run.info.status for run in runs(store_uri)[1]}
+        assert shown == {"one": "RUNNING", "two": "FINISHED"}
     size = StudyFolder.open("two").journal_path.stat().st_size
     list(sync("two"))
     assert StudyFolder.open("two").journal_path.stat().st_size == size, "a repetition tells nothing"
 
 
 @pytest.fixture
-def shared(tmp_path):
+def stored(store_uri, tmp_path):
+    """Makes a study with a copy of its log; returns it, the storage, and the log's version there."""
     (tmp_path / "shared").mkdir()
-    return Storage(str(tmp_path / "shared"))
+    storage = Storage(str(tmp_path / "shared"))
+
+    def make(**how: bool) -> tuple[StudyFolder, Storage, str]:
+        folder = study("one", store_uri, **how)
+        (folder.path / "study.json").write_text(to_json(replace(folder.info, storage=storage.uri)))
+        return folder, storage, storage.write("one/journal.jsonl", folder.journal_path.read_bytes(), None)
+
+    return make
 
 
-def stored(uri: str, storage: Storage, **how: bool) -> tuple[StudyFolder, str]:
-    """A study with a copy of its log; returns its version."""
-    folder = study("one", uri, **how)
-    (folder.path / "study.json").write_text(to_json(replace(folder.info, storage=storage.uri)))
-    return folder, storage.write("one/journal.jsonl", folder.journal_path.read_bytes(), None)
-
-
-def test_a_study_that_another_machine_went_on_with_is_left_to_it(store_uri, tmp_path, shared):
+def test_a_study_that_another_machine_went_on_with_is_left_to_it(stored, tmp_path):
     """Its records are newer: those that wait here would set its runs back."""
-    folder, version = stored(store_uri, shared)
+    folder, storage, version = stored()
     journal = folder.journal_path.read_bytes()
     (tmp_path / "shared").rename(tmp_path / "away")
     assert [each.state for each in sync()] == ["waiting"], "who went on with it cannot be known"
     (tmp_path / "away").rename(tmp_path / "shared")
     assert list(sync()) == [Synced("one", "complete")]
-    shared.write("one/journal.jsonl", journal + b'{"event": "DriverStarted", "since": 1.0, "at": 1.0}\n', version)
+    storage.write("one/journal.jsonl", journal + b'{"event": "DriverStarted", "since": 1.0, "at": 1.0}\n', version)
     assert [each.state for each in sync()] == ["elsewhere"]
 
 
-def test_an_end_that_is_recorded_here_is_in_the_copy_too(store_uri, shared):
+def test_an_end_that_is_recorded_here_is_in_the_copy_too(stored):
     """Else another machine records it in its own way, and neither goes on with what the other has."""
-    folder, _ = stored(store_uri, shared, finished=True)
-    shared.write("one/candidates.json", (folder.path / "candidates.json").read_bytes(), None)
+    folder, storage, _ = stored(finished=True)
+    storage.write("one/candidates.json", (folder.path / "candidates.json").read_bytes(), None)
     assert list(sync()) == [Synced("one", "complete")]
     assert folder.journal().is_finished
-    assert shared.get("one/journal.jsonl") == folder.journal_path.read_bytes()
+    assert storage.get("one/journal.jsonl") == folder.journal_path.read_bytes()
 
 
 def test_records_wait_while_mlflow_is_away(store_uri, monkeypatch, capsys):

@@ -1,33 +1,233 @@
-"""A finished study that people ask for more goes on, once for each command, wherever its driver is killed."""
+"""One driver's work on a study: what stops it, its linear probe, what trials start from, and what has it go on."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from support.searched_studies import Tried, confirm, searched
+from support.studies import study
+from support.toys import HYPERPARAMETERS
 
-from loraxs_search.errors import ClusterError
-from loraxs_search.log.events import Reopened, TrainingEnded
+from loraxs_search.assets import NOTHING, PROBE
+from loraxs_search.errors import BaseModelError, ClusterError, HomeError, SearchInterruptedError, StudyError, UsageError
+from loraxs_search.log.events import DriverStarted, Reopened, TrainingEnded
+from loraxs_search.records.adapter import HostInfo, LinearProbe, StartFrom
 from loraxs_search.records.search import Baseline, PromotionRule
-from loraxs_search.records.task import Identity
-from loraxs_search.search.driver.launch import resume
-from loraxs_search.search.driver.session import SearchSession, is_recipe, open_study
-from loraxs_search.search.driver.session import reopen as reopened
-from loraxs_search.search_space.load import load_space
+from loraxs_search.records.task import BaseModel, Identity
+from loraxs_search.search.driver import session as module
+from loraxs_search.search.driver.launch import resume, search_study
+from loraxs_search.search.driver.session import (
+    SearchSession,
+    begin_linear_probe,
+    is_recipe,
+    open_study,
+    reopen,
+    settled,
+)
+from loraxs_search.search.hosts import pool as hosts_pool
+from loraxs_search.search.hosts.answers import HOST_LOST
+from loraxs_search.search_space.load import load_space, parse_space
 from loraxs_search.steering import foreseen, new_command, steered, take_commands
 from loraxs_search.studies.folder import StudyFolder
+from loraxs_search.tracking.store import has_waiting
 
-SPACE = "task: sst2\nbase_model: org/base\nparameters: {rank: {choice: [4, 8, 16]}, learning_rate: 0.01}\n"
+
+@contextlib.contextmanager
+def opened(folder: StudyFolder, monkeypatch: pytest.MonkeyPatch, stop: threading.Event | None = None) -> Iterator[Any]:
+    """Open a study whose actors need no cluster."""
+    info, nothing = SimpleNamespace(identity=Identity("base", "rows"), pooling="class"), cast("Any", None)
+    actors = SimpleNamespace(info=info, prepare_factors=bool, close=list)
+
+    def made(_info: object, _space: object, _pool: object, check_stop: Callable[[], None], begun: object) -> Any:
+        assert begun == folder.identity.read()
+        actors.check_stop = check_stop
+        return actors
+
+    monkeypatch.setattr(module, "StudyActors", made)
+    space, stop = load_space("movie_reviews"), stop or threading.Event()
+    with open_study(folder.info, space, nothing, folder.journal(), stop, is_locked=False) as study:
+        yield study
 
 
 @pytest.fixture
+def folder(store_uri):
+    return study("s", store_uri)
+
+
+def test_a_search_that_loses_its_lease_stops_no_other_one(folder, monkeypatch):
+    taken, stop, seen = StudyError("another driver took over"), threading.Event(), list[tuple[bool, bool]]()
+
+    @contextlib.contextmanager
+    def lost_at_once(folder: object, lost: Callable[[], None]) -> Iterator[Any]:
+        lost()
+        yield SimpleNamespace(is_sure=True, lost_to=taken)
+
+    monkeypatch.setattr(module, "mirrored", lost_at_once)
+    with pytest.raises(StudyError, match="took over"), opened(folder, monkeypatch, stop) as study:
+        seen.append((study.is_stopped(), stop.is_set()))
+        study._hear = lambda: None
+        with pytest.raises(SearchInterruptedError):
+            study._on_end_step()
+        study.actors.check_stop()
+    assert seen == [(True, False)]
+    assert list(folder.journal().history()) == [], "the log is another driver's"
+
+
+def test_who_warns_late_writes_nothing_to_what_may_be_another_drivers_log(folder, monkeypatch):
+    """Nor does anything wait for MLflow after a search was interrupted."""
+
+    @contextlib.contextmanager
+    def warning_at_its_end(_folder: object, _lost: object) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            folder.journal().append(TrainingEnded(notice="of another driver"))
+            logging.getLogger("loraxs_search.studies.mirror").warning("the study is not whole in its storage")
+
+    def interrupt() -> None:
+        with pytest.raises(SearchInterruptedError), opened(folder, monkeypatch) as study:
+            study.study.journal.append(DriverStarted(since=0.0))
+            raise SearchInterruptedError("stopped")
+
+    interrupt()
+    assert not has_waiting(folder.path)
+    assert folder.identity.read() == Identity("base", "rows"), "which a resumed search is held to"
+    monkeypatch.setattr(module, "mirrored", warning_at_its_end)
+    interrupt()
+    *_, state, last = (type(event).__name__ for event in folder.journal().history())
+    assert (state, last) == ("SearchFinished", "TrainingEnded")
+
+
+@pytest.mark.parametrize("is_resumed", [False, True])
+def test_a_search_is_stopped_while_its_first_host_loads(is_resumed, fresh_home, monkeypatch):
+    """Searches that run together hear no Ctrl-C but by the event: their threads get no signals."""
+    monkeypatch.setattr(hosts_pool, "start_named", lambda *_: ("snapshots", None))
+    monkeypatch.setattr(hosts_pool, "kill", lambda actor: None)
+    folder, stop = study("s"), threading.Event()
+    info = folder.info if is_resumed else replace(folder.info, name="new")
+    pool: Any = SimpleNamespace(ask=lambda ask, check_stop: check_stop())
+    stop.set()
+    with pytest.raises(SearchInterruptedError) as interrupted:
+        search_study(info, load_space("movie_reviews"), pool, None, stop)
+    assert ("resume s" in (interrupted.value.hint or "")) == is_resumed
+
+
+# ---- what trials start from ------------------------------------------------------------------------------------------
+def test_a_study_keeps_the_pooling_and_starts_from_what_fits_alone(fresh_home, monkeypatch):
+    monkeypatch.setattr(module, "trial_shapes", lambda *_: ())
+    text = "{task: sst2, base_model: a/b, parameters: {rank: 4, learning_rate: 0.001}, start_from: t}"
+    host = HostInfo(BaseModel("b", "/b", "b" * 64), (), 0, "", {}, "cpu", "float32", {}, pooling="mean")
+    start = StartFrom("t:1", "d" * 64, "b" * 64, HYPERPARAMETERS, with_head=True, pooling="mean")
+    info = study("s").info
+
+    def settle(pooling: str, head: str, **changes: Any) -> Any:
+        overrides = [f"task.pooling={pooling}", f"parameters.head={head}"]
+        space = parse_space(text, source="s.yaml", folder=Path(), overrides=overrides)
+        return settled(replace(info, task=space.task, start_from=replace(start, **changes)), space, host)
+
+    for given, kept, with_head in (("auto", "mean", True), ("class", "class", False), ("mean", "mean", True)):
+        kept_info, kept_space = settle(given, HYPERPARAMETERS.head)
+        assert (kept_info.task.pooling, kept_space.task.pooling) == (kept, kept)
+        assert kept_info.start_from == replace(start, with_head=with_head)
+    with pytest.raises(BaseModelError):
+        settle("auto", "full", base_digest="c" * 64)
+    with pytest.raises(UsageError, match="`head` must be"):
+        settle("auto", "full", hyperparameters=replace(HYPERPARAMETERS, head="output"))
+
+
+# ---- its linear probe ------------------------------------------------------------------------------------------------
+FITTED = LinearProbe(b"weights", 90, 0.5)
+
+
+@pytest.fixture
+def probed(fresh_home):
+    made = study("s")
+    (made.path / "space.json").write_text("{}")
+    return made
+
+
+@pytest.fixture
+def make(probed):
+    """Begin the probe of that study on a host that answers with a probe or an error, or must not be asked."""
+
+    def probe(
+        answer: LinearProbe | Exception | None = None, *, init: str = "probe", stop: Callable[[], None] = bool,
+        said: Any = bool,
+    ) -> Callable[[], str | None]:  # fmt: skip
+        def linear_probe(task: object) -> LinearProbe | Exception:
+            assert answer is not None, "no host is asked"
+            return answer
+
+        def ask(verb: Any, check_stop: Any, begun: Any) -> LinearProbe:
+            check_stop()
+            found = begun or verb(host)
+            if isinstance(found, Exception):
+                raise found
+            return cast("LinearProbe", found)
+
+        host = SimpleNamespace(linear_probe=linear_probe)
+        host.serve = SimpleNamespace(remote=lambda work, *_: work(host))
+        space: Any = SimpleNamespace(task=probed.info.task, methods=("lora-xs",), possible_values=lambda *_: (init,))
+        pool = SimpleNamespace(host=lambda: host, ask=ask)
+        return begin_linear_probe(probed, cast("Any", SimpleNamespace(pool=pool, check_stop=stop)), space, said)
+
+    return probe
+
+
+def test_the_study_keeps_it_and_a_resumed_one_asks_no_host(make, probed):
+    said = list[str]()
+    probe = make(FITTED, said=said.append)
+    digest = probe()
+    assert probe() == digest == probed.assets()[PROBE]
+    assert probed.read_asset(digest) == b"weights"
+    assert make()() == digest
+    assert len(said) == 1, "a phase of the search"
+
+
+def test_a_base_without_one_is_said_once_and_trials_of_a_resumed_study_start_as_the_first_ones_did(
+    make, probed, caplog
+):
+    """Refits would be of another recipe otherwise."""
+    probe = make(LinearProbe(reason="no numbers"))
+    assert [probe(), probe()] == [None, None]
+    (said,) = caplog.records
+    assert "no numbers" in said.getMessage()
+    assert probed.assets() == {PROBE: NOTHING}
+    assert make()() is None
+
+
+def test_a_node_that_is_not_fit_ends_the_search_and_hosts_that_are_lost_do_not(make, probed):
+    def stop() -> None:
+        raise SearchInterruptedError("stopped")
+
+    for kind in (ClusterError, HomeError):
+        with pytest.raises(kind):
+            make(kind("No space left."))()
+    with pytest.raises(SearchInterruptedError):
+        make(FITTED, stop=stop)()
+    assert not probed.assets()
+    assert make(HOST_LOST[0]())() is None, "heads start at random"
+
+
+def test_a_space_whose_heads_start_at_random_asks_only_for_a_trial_that_somebody_adds(make):
+    probe = make(FITTED, init="random", said=pytest.fail)
+    assert probe() is not None
+
+
+# ---- going on --------------------------------------------------------------------------------------------------------
+@pytest.fixture
 def ended(fresh_home):
+    space = "task: sst2\nbase_model: org/base\nparameters: {rank: {choice: [4, 8, 16]}, learning_rate: 0.01}\n"
     tried = [Tried({"rank": 4}, 0.9), Tried({"rank": 8}, 0.8)]
-    folder = searched("s", tried, space=SPACE, finished=False, promotion=PromotionRule())
+    folder = searched("s", tried, space=space, finished=False, promotion=PromotionRule())
     confirm(folder, "00000", [0.9], [1, 0], [1, 1])
     folder.journal().append(TrainingEnded(notice=""))
     return folder
@@ -37,11 +237,6 @@ def asks_for_more(folder: StudyFolder) -> bool:
     """Whether `resume` trains more."""
     study = foreseen(folder)
     return study.journal.is_reopened or study.is_to_reopen
-
-
-def reopen(folder: StudyFolder) -> bool:
-    """Do what a driver does first."""
-    return reopened(steered(folder, folder.journal()))
 
 
 def test_the_recipe_trains_to_its_end_also_behind_trials_that_people_asked_for():
@@ -68,10 +263,9 @@ def test_it_is_reopened_once_for_each_command_wherever_the_driver_dies(ended):
     ended.inbox.put(new_command("add", params={"rank": 16}))
     take_commands(steered(ended, ended.journal()))
     assert asks_for_more(ended), "a driver that died here has answered and done nothing"
-    journal = ended.journal()
-    journal.append(Reopened(number=1))  # and one that died here has left the candidates
+    ended.journal().append(Reopened(number=1))  # and one that died here has left the candidates
     assert asks_for_more(ended)
-    assert not reopen(ended)
+    assert not reopen(steered(ended))
     assert ended.candidates() is None
     assert ended.earlier_finalists() == ("00000",)
     journal = ended.journal()
@@ -79,12 +273,11 @@ def test_it_is_reopened_once_for_each_command_wherever_the_driver_dies(ended):
     journal.append(TrainingEnded(notice=""))
     ended.write_candidates([])
     assert not asks_for_more(ended)
-    assert not reopen(ended)
+    assert not reopen(steered(ended))
     assert ended.candidates() == []
 
 
 def test_a_finished_study_that_lacks_a_baseline_does_its_end_again(ended, monkeypatch):
-    launched = "loraxs_search.search.driver.launch."
     monkeypatch.setattr(StudyFolder, "space", lambda _: load_space("movie_reviews"))
     ended.write_baselines([Baseline("tfidf", failed="disk full", applies=True)])
     before = ended.candidates()
@@ -92,20 +285,13 @@ def test_a_finished_study_that_lacks_a_baseline_does_its_end_again(ended, monkey
     def no_ray(*_: object, **__: object) -> None:
         raise ClusterError("no Ray here")
 
-    monkeypatch.setattr(f"{launched}connected", no_ray)
+    monkeypatch.setattr("loraxs_search.search.driver.launch.connected", no_ray)
     with pytest.raises(ClusterError):
         resume("s")
     assert ended.candidates() == before is not None
-
-    actors = SimpleNamespace(
-        info=SimpleNamespace(identity=Identity("base", "data"), pooling="class"), prepare_factors=bool, close=list
-    )
-    monkeypatch.setattr("loraxs_search.search.driver.session.StudyActors", lambda *_: actors)
-    nothing: Any = None
-    with open_study(
-        ended.info, load_space("movie_reviews"), nothing, ended.journal(), threading.Event(), is_locked=False
-    ) as opened:
-        assert opened.study.folder.candidates() is None
+    ended.identity.path.unlink()  # as the actors of this test have it
+    with opened(ended, monkeypatch) as study:
+        assert study.study.folder.candidates() is None
     assert ended.earlier_finalists() == ("00000",)
     assert staged(ended, [False] * 4) == ["validate", "test"], "its trials have ended"
 
@@ -135,14 +321,10 @@ def staged(folder: StudyFolder, wants_more: list[bool]) -> list[str]:
         folder.write_candidates([])
         return True
 
-    given: Any = {
-        "_searcher": SimpleNamespace(run=lambda: done.append("train"), notice=""),
-        "_wants_more": goes_on,
-        "_finalize": finalize,
-    }
-    vars(session).update(given)
+    searcher = SimpleNamespace(run=lambda: done.append("train"), notice="")
+    vars(session).update({"_searcher": searcher, "_wants_more": goes_on, "_finalize": finalize})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("loraxs_search.search.driver.session.record_end", lambda *_: None)
+        patch.setattr(module, "record_end", lambda *_: None)
         session.run()
     return done
 

@@ -1,26 +1,32 @@
-"""The hosts of a search: a lost one is replaced, and no search depends on how busy they are."""
+"""The hosts of a search: a lost one is replaced, none trains on other files; no search depends on how busy they are."""
 
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from ray.exceptions import ActorUnschedulableError, OutOfMemoryError, RayActorError
 from support.studies import TASK
+from support.toys import HYPERPARAMETERS
 
-from loraxs_search.errors import ClusterError, SearchInterruptedError, StudyError
+from loraxs_search.errors import ClusterError, HomeError, SearchInterruptedError, StudyError, TaskDataError
 from loraxs_search.records.adapter import HostInfo, LargestTrial
 from loraxs_search.records.search import SearchPlan
-from loraxs_search.records.task import BaseModel, BaseModelRef, Task
+from loraxs_search.records.task import BaseModel, BaseModelRef, Identity, Task
+from loraxs_search.records.trial import TrialSpec
 from loraxs_search.search.cluster.placement import Node
 from loraxs_search.search.hosts import pool
+from loraxs_search.search.hosts.host_actor import HostActor
 from loraxs_search.search.hosts.host_config import HostConfig
 from loraxs_search.search.hosts.pool import HostDirectory, HostPool, StudyActors
+from loraxs_search.versions import with_python
 
 INFO = HostInfo(BaseModel("b", "/b", "0"), (), 0, "", {}, "cpu", "float32", {}, num_slots=1000)
 CONFIG = HostConfig(BaseModelRef("base"), "float32", 64, LargestTrial(8, (("lora-xs", {"rank": 4}),)))
@@ -29,23 +35,17 @@ CONFIG = HostConfig(BaseModelRef("base"), "float32", 64, LargestTrial(8, (("lora
 HEAD, SMALL, LARGE, GPUS = Node("head", 0), Node("small", 2), Node("large", 8, address="10.0.0.8"), Node("gpus", 16, 4)
 
 
-class Directory:
-    """Says which device it was asked for the host of."""
-
-    def __init__(self) -> None:
-        self.host_for = SimpleNamespace(remote=lambda node_id, gpu, lost, task: (node_id, gpu))
-
-
 @pytest.fixture
 def make(monkeypatch):
-    """Makes a pool on these nodes, with the driver on the last, whose directory only echoes."""
+    """Makes a pool on these nodes, with the driver on the last, whose directory says which device it was asked for."""
+    directory = SimpleNamespace(host_for=SimpleNamespace(remote=lambda node_id, gpu, lost, task: (node_id, gpu)))
 
     def made(*nodes: Node, **plan: Any) -> HostPool:
         monkeypatch.setattr(pool, "expected_versions", dict)
         monkeypatch.setattr(pool, "living_nodes", lambda: list(nodes))
         here = SimpleNamespace(get_node_id=lambda: nodes[-1].node_id)
         monkeypatch.setattr(pool.ray, "get_runtime_context", lambda: here)
-        monkeypatch.setattr(pool, "start_named", lambda *_: ("directory", Directory()))
+        monkeypatch.setattr(pool, "start_named", lambda *_: ("directory", directory))
         monkeypatch.setattr(pool.ray, "get", lambda answer: answer)
         return HostPool(CONFIG, [SearchPlan(**plan)])
 
@@ -86,33 +86,41 @@ def test_a_cluster_without_what_trials_ask_for_is_refused_unless_it_is_expected_
         make(HEAD, node, device=device, concurrent=1)
 
 
-@pytest.mark.parametrize(
-    ("node", "gpu", "size", "expected"),
-    [
+@pytest.fixture
+def directory(monkeypatch):
+    """Makes a directory of hosts of which no process starts; `made` has the options, config and threads of each."""
+    made = list[Any]()
+
+    def host(options: Any, config: HostConfig, threads: int) -> Any:
+        made.append((options, config, threads))
+        loaded = list[Task]()
+        return SimpleNamespace(info=SimpleNamespace(remote=loaded.append), loaded=loaded)
+
+    def options(**options: Any) -> Any:
+        return SimpleNamespace(remote=lambda config, threads, _: host(options, config, threads))
+
+    monkeypatch.setattr(pool, "RemoteHost", SimpleNamespace(options=options))
+    monkeypatch.setattr(pool, "living_nodes", lambda: [HEAD, SMALL, LARGE, GPUS])
+    monkeypatch.setattr(pool, "pinned", lambda node_id: {})
+    return lambda config: (cast("Any", HostDirectory(config)), made)
+
+
+def test_a_host_has_the_threads_of_its_node_and_one_for_each_caller(directory, monkeypatch):
+    monkeypatch.setattr(pool.os, "cpu_count", lambda: 64)
+    for node, gpu, size, expected in (
         ("large", None, 2, (8, 8, 9)),  # four times the smallest node's trials
         ("gpus", "3", 2, (1, 2, 3)),
         ("head", None, 2, (64, 2, 3)),
         ("left", None, 2, (64, 2, 3)),
         ("large", None, "auto", (8, "auto", 1 + 4 * 64)),
         ("small", None, 100_000, (2, 100_000, 1 + pool.MAX_CALLERS)),  # that many threads kept it from starting
-    ],
-)
-def test_a_host_has_the_threads_of_its_node_and_one_for_each_caller(monkeypatch, node, gpu, size, expected):
-    made = list[Any]()
-
-    def options(**options: Any) -> Any:
-        return SimpleNamespace(remote=lambda config, threads, _: made.append((options, config, threads)))
-
-    monkeypatch.setattr(pool, "RemoteHost", SimpleNamespace(options=options))
-    monkeypatch.setattr(pool, "living_nodes", lambda: [HEAD, SMALL, LARGE, GPUS])
-    monkeypatch.setattr(pool, "pinned", lambda node_id: {})
-    monkeypatch.setattr(pool.os, "cpu_count", lambda: 64)
-    directory: Any = HostDirectory(replace(CONFIG, pack_size=size))
-    directory.host_for(node, gpu, None, None)
-    ((given, config, threads),) = made
-    assert (threads, config.pack_size, given["max_concurrency"]) == expected
-    env = given["runtime_env"]["env_vars"]
-    assert (env["OMP_NUM_THREADS"], env.get("CUDA_VISIBLE_DEVICES")) == (str(threads), gpu)
+    ):
+        hosts, made = directory(replace(CONFIG, pack_size=size))
+        hosts.host_for(node, gpu, None, None)
+        given, config, threads = made[-1]
+        assert (threads, config.pack_size, given["max_concurrency"]) == expected
+        env = given["runtime_env"]["env_vars"]
+        assert (env["OMP_NUM_THREADS"], env.get("CUDA_VISIBLE_DEVICES")) == (str(threads), gpu)
 
 
 def test_a_pack_larger_than_memory_is_a_smaller_one_with_a_warning(hosts, caplog):
@@ -142,26 +150,17 @@ def test_a_study_goes_on_with_the_base_and_the_rows_that_it_began_with_alone(mon
     assert ended == ["store", "store"]
 
 
-def test_a_lost_host_is_ended_before_another_takes_its_device(monkeypatch):
+def test_a_lost_host_is_ended_before_another_takes_its_device(directory, monkeypatch):
     """It may be one that a cut network keeps from its caller, with the base in the device's memory."""
-    killed = list[object]()
-
-    def host(*_: object) -> Any:
-        loaded = list[Task]()
-        return SimpleNamespace(info=SimpleNamespace(remote=loaded.append), loaded=loaded)
-
+    killed, (hosts, _) = list[object](), directory(CONFIG)
     monkeypatch.setattr(pool, "kill", killed.append)
-    monkeypatch.setattr(pool, "RemoteHost", SimpleNamespace(options=lambda **_: SimpleNamespace(remote=host)))
-    monkeypatch.setattr(pool, "living_nodes", list)
-    monkeypatch.setattr(pool, "pinned", lambda node_id: {})
-    directory: Any = HostDirectory(CONFIG)
-    first = directory.host_for("node", None, None, TASK)
-    assert directory.host_for("node", None, object(), None) is first
+    first = hosts.host_for("node", None, None, TASK)
+    assert hosts.host_for("node", None, object(), None) is first
     assert (killed, first.loaded) == ([], [TASK])
-    second = directory.host_for("node", None, first, None)
+    second = hosts.host_for("node", None, first, None)
     assert second is not first
     assert killed == [first]
-    assert directory.host_for("node", None, first, None) is second, "another trial has lost the same one"
+    assert hosts.host_for("node", None, first, None) is second, "another trial has lost the same one"
     assert (killed, second.loaded) == ([first], [])
 
 
@@ -221,25 +220,16 @@ def test_a_host_that_never_answers_is_left_where_the_search_is_stopped(hosts, fo
 
 
 # ---- asking all hosts ------------------------------------------------------------------------------------------------
-class Asked:
-    """A host that says how far its trials are, or nothing."""
-
-    def __init__(self, *names: str, is_silent: bool = False) -> None:
-        self.steps, self._names, self.is_silent = SimpleNamespace(remote=lambda: self), names, is_silent
-
-    def answer(self) -> dict[str, int]:
-        return dict.fromkeys(self._names, 3)
-
-
 def test_hosts_that_hold_a_silent_trial_or_say_nothing_are_ended(hosts, monkeypatch):
+    held = {"others": ["s/00001", "t/00000"], "holds": ["s/00000"], "silent": None, "idle": []}
+    asked: Any = [SimpleNamespace(name=name, steps=SimpleNamespace(remote=lambda own=name: own)) for name in held]
     ended = list[Any]()
-    monkeypatch.setattr(pool.ray, "wait", lambda asked, **_: ([host for host in asked if not host.is_silent], []))
-    monkeypatch.setattr(pool.ray, "get", Asked.answer)
+    monkeypatch.setattr(pool.ray, "wait", lambda asked, **_: ([name for name in asked if held[name] is not None], []))
+    monkeypatch.setattr(pool.ray, "get", lambda name: dict.fromkeys(held[name], 3))
     monkeypatch.setattr(pool, "kill", ended.append)
-    others, holds, silent, idle = Asked("s/00001", "t/00000"), Asked("s/00000"), Asked(is_silent=True), Asked()
-    monkeypatch.setattr(hosts, "hosts", lambda: [others, holds, silent, idle])
+    monkeypatch.setattr(hosts, "hosts", lambda: asked)
     hosts.end_silent_hosts("s", ["00000"])
-    assert ended == [holds, silent]
+    assert [host.name for host in ended] == ["holds", "silent"]
 
 
 def test_hosts_are_watched_until_the_end_whatever_goes_wrong(hosts, monkeypatch):
@@ -264,3 +254,116 @@ def test_hosts_are_watched_until_the_end_whatever_goes_wrong(hosts, monkeypatch)
         assert enough.wait(60)
     assert recorded == [{"a": 1}, {"a": 2}]
     assert cancelled == [["s/00000", "s/00001"]]
+
+
+# A host one of whose threads has no memory to begin.
+THREADLESS = """
+import threading
+from loraxs_search.search.hosts import host_actor
+
+host_actor.UNBORN_S = 0.1
+host_actor.HostActor(None, 1, "10.0.0.7")
+
+class Thread(threading.Thread):
+    def _bootstrap_inner(self):
+        raise MemoryError
+
+Thread(daemon=True).start()
+"""
+OTHER = replace(TASK, name="other")
+
+
+def test_a_host_one_of_whose_threads_never_begins_ends_where_others_would_wait_for_ever():
+    done = subprocess.run([sys.executable, "-c", THREADLESS], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "MemoryError" in done.stderr, "of the thread; nobody has caught it"
+
+
+# ---- identity --------------------------------------------------------------------------------------------------------
+SPEC = TrialSpec("00000", {}, HYPERPARAMETERS)
+
+
+class Host:
+    """Trains on the weights and on the rows, by task, that it was made with."""
+
+    def __init__(self, base: str, rows: dict[str, str | None]) -> None:
+        self._base, self._rows = base, rows
+
+    def info(self, task: Task) -> HostInfo:
+        if (rows := self._rows[task.name]) is None:
+            raise TaskDataError(f"{task.name}.csv must be there.", hint="put it there")
+        return replace(INFO, base=BaseModel("b", "/b", self._base), data_fingerprint=rows)
+
+    def answered(self, *given: Any) -> tuple[str, str | None]:
+        return self._base, self._rows[given[-1].name]
+
+    advance = answer_without_adapter = answered
+
+
+def actor(
+    base: str = "base", t: str | None = "rows of t", other: str | None = "rows of other", **versions: str
+) -> HostActor:
+    """Return a host's process on a node with these files, of a driver with these versions."""
+    config = replace(CONFIG, make=lambda *_: Host(base, {"t": t, "other": other}), versions=with_python() | versions)
+    return HostActor(config, 1, "10.0.0.7")
+
+
+def advance(host: HostActor, spec: TrialSpec, task: Task) -> Any:
+    return host.serve(lambda host: host.advance(spec, 4, None, task), task, spec, None)
+
+
+def answer_without_adapter(host: HostActor, spec: TrialSpec, task: Task) -> Any:
+    return host.serve(lambda host: host.answer_without_adapter("test", range(3), 0, task), task, None, spec.identity)
+
+
+def begun_with(base: str, rows: str) -> TrialSpec:
+    return replace(SPEC, identity=Identity(base, rows))
+
+
+def test_a_node_with_other_files_than_the_study_began_with_is_refused_with_both_values():
+    """Trials, refits, confirmations and the untouched base go through these calls."""
+    spec, edited = begun_with("base", "rows of t"), "data fingerprint edited, not rows of t"
+    for call, files, differs in (
+        (advance, {"t": "edited"}, edited),
+        (advance, {"base": "other weights"}, "weight digest other weights, not base"),
+        (answer_without_adapter, {"t": "edited"}, edited),
+    ):
+        assert call(actor(), spec, TASK) == ("base", "rows of t")
+        with pytest.raises(ClusterError, match=rf"but 10\.0\.0\.7 is not: it has {differs}\.") as caught:
+            call(actor(**files), spec, TASK)
+        assert "launch a new study" in (caught.value.hint or "")
+
+
+def test_a_node_without_the_rows_is_at_fault_to_its_trials():
+    with pytest.raises(ClusterError, match=r"10\.0\.0\.7 .*t\.csv") as caught:
+        advance(actor(t=None), SPEC, TASK)
+    assert caught.value.hint == "put it there"
+    with pytest.raises(TaskDataError):  # asked before any trial, it is the space's
+        actor(t=None).info(TASK)
+    host = actor(other=None)
+    assert advance(host, SPEC, TASK) == ("base", "rows of t")
+    with pytest.raises(ClusterError, match=r"10\.0\.0\.7 .*other\.csv"):
+        advance(host, SPEC, OTHER)
+
+
+def test_studies_that_share_a_host_are_each_held_to_their_own_rows():
+    host = actor()
+    assert [host.info(task).data_fingerprint for task in (TASK, OTHER)] == ["rows of t", "rows of other"]
+    assert advance(host, begun_with("base", "rows of other"), OTHER) == ("base", "rows of other")
+    with pytest.raises(ClusterError, match="data fingerprint rows of t, not rows of other"):
+        advance(host, begun_with("base", "rows of other"), TASK)
+
+
+def test_another_version_is_refused_with_node_package_and_both():
+    actor(mlflow="2.0.0").info(TASK)  # only the driver needs MLflow
+    with pytest.raises(ClusterError, match=r"10\.0\.0\.7 has peft .*, the driver has 0\.0\.1\."):
+        actor(peft="0.0.1").info(TASK)
+
+
+def test_a_disk_that_is_full_is_named_with_its_node():
+    def full(_: object) -> None:
+        raise HomeError("No space left.", hint="free some space")
+
+    with pytest.raises(HomeError, match=r"On node 10\.0\.0\.7: No space left") as caught:
+        actor().serve(full, TASK, SPEC, None)
+    assert caught.value.hint == "free some space"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,21 +88,15 @@ def calls(**verbs: Any) -> Any:
     return SimpleNamespace(**{name: SimpleNamespace(remote=call) for name, call in verbs.items()})
 
 
-@pytest.mark.parametrize(
-    ("answer", "reason"),
-    [
+def test_what_goes_wrong_in_a_trial_ends_it_with_the_reason():
+    for answer, reason in (
         (TrialDivergedError("it must end", hint="lower the rate"), "it must end Hint: lower the rate."),
         (RayTaskError("advance", "...", MemoryError("no room for 3 GiB")), "MemoryError: no room for 3 GiB"),
         (report(4, "f1"), "`accuracy` must be among a report's metrics, but got f1."),
-    ],
-)
-def test_what_goes_wrong_in_a_trial_ends_it_with_the_reason(answer, reason):
-    assert Advancer(answer).now() == {STEP: 0, FAILED: reason, "done": True}
-
-
-def test_a_trial_that_is_given_up_ends_without_a_report_and_one_whose_state_is_damaged_with_the_reason():
+    ):
+        assert Advancer(answer).now() == {STEP: 0, FAILED: reason, "done": True}
     given_up = Advancer(TrialCancelledError("given up"), kept=state(4)).now(after=4)
-    assert given_up == {STEP: 4, CANCELLED: True, "done": True}
+    assert given_up == {STEP: 4, CANCELLED: True, "done": True}, "without a report"
     damaged = Advancer(kept=b"no state").now(after=4)
     assert (damaged[STEP], damaged["done"], "snapshot" in damaged[FAILED]) == (4, True, True)
 
@@ -113,20 +107,19 @@ def test_a_disk_that_is_full_is_not_the_trials_fault():
     assert Advancer(HomeError("No space.", hint="free some")).now() == fatal, "of the host's node"
 
 
-@pytest.mark.parametrize(
-    ("actor", "verb"),
-    [("_snapshot_store", "read_snapshot"), ("_snapshot_store", "write_snapshot"), ("_directory", "host_for")],
-)
-def test_a_process_beside_the_driver_that_has_died_for_good_ends_the_search_and_no_trial(actor, verb):
+def test_a_process_beside_the_driver_that_has_died_for_good_ends_the_search_and_no_trial():
     async def lost(*_: object) -> None:
         raise ActorDiedError
 
-    advancer = Advancer()
-    setattr(getattr(advancer, actor), verb, SimpleNamespace(remote=lost))
-    result = advancer.now()
-    assert result["done"]
-    assert "keep the processes of a search alive" in result[FATAL][0]
-    assert "resume" in result[FATAL][1]
+    for actor, verb in (
+        *(("_snapshot_store", "read_snapshot"), ("_snapshot_store", "write_snapshot"), ("_directory", "host_for")),
+    ):
+        advancer = Advancer()
+        setattr(getattr(advancer, actor), verb, SimpleNamespace(remote=lost))
+        result = advancer.now()
+        assert result["done"]
+        assert "keep the processes of a search alive" in result[FATAL][0]
+        assert "resume" in result[FATAL][1]
 
 
 def test_a_slot_reads_the_state_of_its_trial_once_unless_it_was_elsewhere_in_between():
@@ -180,42 +173,32 @@ def test_few_states_are_kept_where_memory_would_be_short(monkeypatch):
     assert advancer.num_reads == reads + 1
 
 
-class Recorded(Advancers):
-    """Starts nothing; a call's reference is the number of processes that were started until then."""
-
-    def __init__(self) -> None:
-        nothing: Any = None
-        super().__init__(nothing, nothing, {"00000": cast("Any", SimpleNamespace(step=4))})
-        self.started, self.after = list[str](), set[int]()
-
-    def _start(self, node_id: str) -> Any:
-        self.started.append(node_id)
-        number = len(self.started)
-
-        def advance(_slot: str, _spec: str, _place: Place, after: int) -> int:
-            self.after.add(after)
-            return number
-
-        return SimpleNamespace(advance=SimpleNamespace(remote=advance))
-
-
 def test_a_process_that_died_for_good_is_replaced_and_those_of_lost_nodes_end(monkeypatch):
     killed, died, living = list[Any](), list[Any](), ["a", "b"]
     monkeypatch.setattr(slots, "kill", killed.append)
     monkeypatch.setattr(slots, "_has_died", lambda call: call in died)
     monkeypatch.setattr(slots, "_is_done", lambda call: True)
     monkeypatch.setattr(slots, "living_nodes", lambda: [SimpleNamespace(node_id=name) for name in living])
-    advancers = Recorded()
+    advancers = Advancers(None, None, {"00000": SimpleNamespace(step=4)})  # type: ignore[arg-type, dict-item]
+    started, seen = list[str](), set[int]()
+
+    def start(node_id: str) -> Any:
+        """Start nothing; a call's reference is the number of processes that were started until then."""
+        started.append(node_id)
+        number = len(started)
+        return calls(advance=lambda slot, spec, place, after: (seen.add(after), number)[1])
+
+    monkeypatch.setattr(advancers, "_start", start)
 
     def advance(node: str) -> Any:
         return advancers.advance(Place(node, node, None), "0", "00000", SPEC)
 
     assert [advance("a"), advance("a"), advance("b")] == [1, 1, 2]
     died.append(1)
-    assert (advance("a"), advancers.started, len(killed)) == (3, ["a", "b", "a"], 1)
+    assert (advance("a"), started, len(killed)) == (3, ["a", "b", "a"], 1)
     living[:] = ["b", "c"]
     assert (advance("b"), len(killed)) == (2, 1)
     assert (advance("c"), len(killed)) == (4, 2)
     advancers.close()
     assert len(killed) == 4
-    assert advancers.after == {4}, "the step of the last report that the search has"
+    assert seen == {4}, "the step of the last report that the search has"

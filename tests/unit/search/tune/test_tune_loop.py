@@ -61,21 +61,16 @@ NO_BUDGET = budget()
 LARGER: Any = SimpleNamespace(status="PENDING", config={RESOURCES: {"CPU": 16.0}})
 
 
-def allowed(losses_at: list[float], monkeypatch: pytest.MonkeyPatch) -> int:
-    """Return how many failures Tune allows a trial in all, after losses at these seconds."""
-    trial = SimpleNamespace(trial_id="t", max_failures=3, error_file=None)
-    watch = LoopWatch(NO_BUDGET, pytest.fail, nobody)
-    for at in losses_at:
-        monkeypatch.setattr(loop.time, "monotonic", lambda now=at: now)
-        watch.on_trial_recover(0, [], trial)
-    return trial.max_failures
-
-
 def test_losses_that_follow_closely_are_one(monkeypatch):
     closely = [5.0, 6.0, 8.0, 5.0 + ONE_LOSS_S - 1]
     steadily = [6.0 * n for n in range(600)]  # ten losses a minute for an hour are sixty losses, not none
     for losses_at, num_losses in ((closely, 1), (steadily, 60), ([0.0, 100.0, 200.0], 3)):
-        assert len(losses_at) - (allowed(losses_at, monkeypatch) - 3) == num_losses
+        trial = SimpleNamespace(trial_id="t", max_failures=3, error_file=None)
+        watch = LoopWatch(NO_BUDGET, pytest.fail, nobody)
+        for at in losses_at:
+            monkeypatch.setattr(loop.time, "monotonic", lambda now=at: now)
+            watch.on_trial_recover(0, [], trial)
+        assert len(losses_at) - (trial.max_failures - 3) == num_losses
 
 
 def test_the_time_budget_ends_a_search_whose_trials_all_wait_for_nodes():
@@ -89,40 +84,34 @@ def test_the_time_budget_ends_a_search_whose_trials_all_wait_for_nodes():
 
 def test_a_silent_trial_holds_the_search_after_its_time_only_as_long_as_a_report_may_take(monkeypatch):
     """Its host may be stuck: alive, and without an answer."""
-    now = [1000.0]
+    now, deadline = [1000.0], cast("Any", SimpleNamespace(is_over=False))
     monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
 
-    def late(*reports_after_s: float) -> tuple[Any, Callable[..., list[bool]]]:
-        deadline: Any = SimpleNamespace(is_over=False)
+    def late(*reports_after_s: float) -> Callable[..., list[bool]]:
+        deadline.is_over = False
         watch = LoopWatch(deadline, pytest.fail, nobody)
         watch.on_trial_start(0, [], RUNNING)
         for after_s in reports_after_s:
             now[0] += after_s
             watch.on_trial_result(0, [], RUNNING, {})
 
-        def ends(*after_s: float) -> list[bool]:
-            found = []
+        def ends(*after_s: float, is_over: bool = True) -> list[bool]:
+            deadline.is_over, found = is_over, []
             for each in after_s:
                 now[0] += each
                 found.append(watch.is_late([RUNNING, PENDING]))
             return found
 
-        return deadline, ends
+        return ends
 
-    deadline, ends = late(10.0)
-    assert ends(10 * GRACE_S) == [False]
-    deadline.is_over = True
+    ends = late(10.0)
+    assert ends(10 * GRACE_S, is_over=False) == [False]
     assert ends(0.0, GRACE_S) == [False, False]
-    deadline.is_over = False  # it was extended
-    assert ends(GRACE_S) == [False]
-    deadline.is_over = True
+    assert ends(GRACE_S, is_over=False) == [False], "it was extended"
     assert ends(0.0, GRACE_S, 1.0) == [False, False, True]
-    deadline, ends = late(GRACE_S, 1.0)
-    deadline.is_over = True
-    assert ends(0.0, 2 * GRACE_S, 1.0) == [False, False, True], "reports take long"
-    deadline, ends = late()
-    assert ends(3 * GRACE_S) == [False]
-    deadline.is_over = True
+    assert late(GRACE_S, 1.0)(0.0, 2 * GRACE_S, 1.0) == [False, False, True], "reports take long"
+    ends = late()
+    assert ends(3 * GRACE_S, is_over=False) == [False]
     assert ends(0.0, 3 * GRACE_S, 1.0) == [False, False, True], "nothing is known yet"
 
 
@@ -181,12 +170,8 @@ def asked(scheduler: _TuneScheduler, trial_id: str, step: int, score: float) -> 
     return scheduler.on_trial_result(nothing, nothing, result)
 
 
-@pytest.fixture
-def asha():
-    return SCHEDULERS.get("asha")(PLAN, METRIC, "maximize")
-
-
-def test_a_trial_is_stopped_under_its_own_name_and_its_end_changes_nothing(asha):
+def test_a_trial_is_stopped_under_its_own_name_and_its_end_changes_nothing():
+    asha = SCHEDULERS.get("asha")(PLAN, METRIC, "maximize")
     scheduler, nothing = _TuneScheduler(searching(asha)), cast("Any", None)
     assert [asked(scheduler, "00000", 4, 0.8), asked(scheduler, "00001", 4, 0.6)] == ["CONTINUE", "STOP"]
     stopped = dict(asha.stopped)
@@ -200,8 +185,8 @@ def test_a_trial_is_stopped_under_its_own_name_and_its_end_changes_nothing(asha)
     assert asked(_TuneScheduler(searcher), "00000", 8, 0.8) == "STOP", "the deadline is over"
 
 
-def test_trials_run_in_their_order_and_those_that_have_ended_are_not_looked_at(asha):
-    searcher = searching(asha)
+def test_trials_run_in_their_order_and_those_that_have_ended_are_not_looked_at():
+    searcher = searching(SCHEDULERS.get("none")(PLAN, METRIC, "maximize"))
     scheduler = _TuneScheduler(searcher)
     states = {"b": "RUNNING", "d": "PENDING", "a": "PENDING", "c": "PENDING"}
     live: Any = [SimpleNamespace(trial_id=name, status=status) for name, status in states.items()]
@@ -227,8 +212,7 @@ def test_a_scheduler_that_raises_ends_the_search_and_no_trial():
     assert "'broken' failed on a report of trial 00000: KeyError: 'oh'" in str(searcher.fatal_error)
 
 
-@pytest.mark.parametrize("loss", [OutOfMemoryError("low"), RuntimeEnvSetupError("no pip")], ids=type)
-def test_a_process_that_was_not_killed_is_lost_to_tune_all_the_same_and_ends_no_loop(loss, monkeypatch):
+def test_a_process_that_was_not_killed_is_lost_to_tune_all_the_same_and_ends_no_loop(monkeypatch):
     monkeypatch.setattr(RayActorManager, "_actor_task_failed", RayActorManager._actor_task_failed)
     slots.outlive_lost_processes.cache_clear()
     slots.outlive_lost_processes()
@@ -237,5 +221,7 @@ def test_a_process_that_was_not_killed_is_lost_to_tune_all_the_same_and_ends_no_
     monkeypatch.setattr(manager, "_cleanup_actor", lambda tracked_actor: None)
     actor = SimpleNamespace(actor_id="1", _on_error=lambda _, error: lost.append(error))
     task: Any = SimpleNamespace(_tracked_actor=actor, _on_error=None)
-    manager._actor_task_failed(tracked_actor_task=task, exception=loss)  # as Ray itself calls it
-    assert [(type(error), str(error)) for error in lost] == [(RayActorError, str(loss))]
+    losses = [OutOfMemoryError("low"), RuntimeEnvSetupError("no pip")]
+    for loss in losses:
+        manager._actor_task_failed(tracked_actor_task=task, exception=loss)  # as Ray itself calls it
+    assert [(type(error), str(error)) for error in lost] == [(RayActorError, str(loss)) for loss in losses]

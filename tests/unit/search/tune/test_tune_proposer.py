@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import optuna
 import pytest
@@ -13,7 +13,6 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from loraxs_search.log.events import TrialStarted
 from loraxs_search.methods.lora_xs import LoraXS
 from loraxs_search.records.search import SearchPlan
-from loraxs_search.records.trial import Proposal
 from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.search.tune.proposer import Proposer
 from loraxs_search.search_space.load import load_space
@@ -33,23 +32,17 @@ def space():
     return load_space("movie_reviews")
 
 
-def _ended(value: float) -> FrozenTrial:
-    """A trial whose score is its place between the bounds of the learning rate."""
-    params = {"rank": 8, "scale": 1.0, "target_modules": "ffn", "head_learning_rate": 0.01}
-    return create_trial(
-        state=TrialState.COMPLETE,
-        value=value,
-        params={**params, "learning_rate": 3e-3 + 2.7e-2 * value},
-        distributions=DISTRIBUTIONS,
-        intermediate_values={160: value},
-    )
-
-
 def _history(num_trials: int) -> StudyTrials:
+    """Return ended trials; the score of each is its place between the bounds of the learning rate."""
     history = StudyTrials(load_space("movie_reviews").task, SearchPlan())
-    history.trials = [_ended(i * 37 % 101 / 101) for i in range(num_trials)]
-    for number, trial in enumerate(history.trials):
+    for number in range(num_trials):
+        value = number * 37 % 101 / 101
+        params = {"rank": 8, "scale": 1.0, "target_modules": "ffn", "head_learning_rate": 0.01}
+        params |= {"learning_rate": 3e-3 + 2.7e-2 * value}
+        scored: Any = {"value": value, "intermediate_values": {160: value}}
+        trial = create_trial(state=TrialState.COMPLETE, params=params, distributions=DISTRIBUTIONS, **scored)
         trial.number = number
+        history.trials.append(trial)
     return history
 
 
@@ -70,9 +63,8 @@ def test_a_proposal_has_a_number_that_no_trial_has_that_is_shown(space):
             seen.append((trial.number, [own.number for own in study.get_trials(deepcopy=False)]))
             return super().sample_independent(study, trial, *given)
 
-    sampler: Any = SimpleNamespace(name="recording", optuna_sampler=lambda *_: Recording())
     proposer = Proposer(_history(3), space)
-    proposer._sampler = sampler
+    proposer._sampler = cast("Any", SimpleNamespace(name="recording", optuna_sampler=lambda *_: Recording()))
     proposer.propose(5)
     assert seen[0] == (3, [0, 1, 2, 3])
 
@@ -84,7 +76,7 @@ def test_each_of_several_methods_has_one_of_the_first_trials():
     proposer, own = Proposer(history, rivals), []
     for number in range(len(rivals.methods) + 1):
         params, proposal = proposer.propose(7)
-        history.apply(started(number, params, proposal))
+        history.apply(TrialStarted(at=1.0, trial_id=f"{number:05d}", params=params, proposal=proposal))
         own.append(params["method"])
     assert own[:-1] == ["lora-xs", "lora", "vera", "head-only", "full"]
     assert own[-1] in rivals.methods
@@ -102,38 +94,31 @@ def test_the_first_trial_is_the_recipe_as_far_as_the_space_has_it():
 
 
 WIDE, HEAD = "{log_uniform: [1.0e-4, 1.0e-1]}", "head_learning_rate"
-CONSTANTS = {"rank": "16", "target_modules": "all-linear", HEAD: "0.005"}
+HANGS = "[{choice: [0.004], when: {learning_rate: 0.008}}, {choice: [0.005, 0.006]}]"
+BY_RANK = "[{log_uniform: [1.0e-3, 2.0e-2], when: {rank: 8}}, 1.0e-3]"
 
 
-@pytest.mark.parametrize(
-    ("given", "first"),
-    [
+def test_the_first_trial_of_other_spaces():
+    constants = {"rank": "16", "target_modules": "all-linear", HEAD: "0.005"}
+    for given, first in (
         # The rate is that of the rank.
         ({"rank": "{choice: [4, 16, 64]}", "learning_rate": WIDE}, {"rank": 16, "learning_rate": 8e-3}),
         ({"rank": "{int: [1, 12]}", "learning_rate": WIDE}, {"rank": 12, "learning_rate": 1.1e-2}),
         # A constant decides.
-        (
-            {"rank": "8", "learning_rate": "[{log_uniform: [1.0e-3, 2.0e-2], when: {rank: 8}}, 1.0e-3]"},
-            {"learning_rate": 1.6e-2},
-        ),
+        ({"rank": "8", "learning_rate": BY_RANK}, {"learning_rate": 1.6e-2}),
         # What hangs on the rate is chosen by it, whatever the order in the file: it comes after the rank.
         (
-            {
-                "learning_rate": "{choice: [0.004, 0.008]}",
-                HEAD: "[{choice: [0.004], when: {learning_rate: 0.008}}, {choice: [0.005, 0.006]}]",
-            },
+            {"learning_rate": "{choice: [0.004, 0.008]}", HEAD: HANGS},
             {"rank": 16, "learning_rate": 0.008, HEAD: 0.004},
         ),
         # Of a space that only has the recipe's constants, and beyond the ranks that were measured, it is the sampler's.
-        (CONSTANTS | {"learning_rate": "{log_uniform: [1.0e-3, 2.0e-3]}"}, None),
+        (constants | {"learning_rate": "{log_uniform: [1.0e-3, 2.0e-3]}"}, None),
         ({"rank": "128"}, None),
-    ],
-)
-def test_the_first_trial_of_other_spaces(given, first):
-    space = load_space("movie_reviews", overrides=[f"parameters.{name}={value}" for name, value in given.items()])
-    drawn = _first(space)
-    assert space.follows_recipe(drawn) == (first is not None)
-    assert drawn.items() >= (first or {}).items()
+    ):
+        space = load_space("movie_reviews", overrides=[f"parameters.{name}={value}" for name, value in given.items()])
+        drawn = _first(space)
+        assert space.follows_recipe(drawn) == (first is not None), given
+        assert drawn.items() >= (first or {}).items()
 
 
 def test_a_task_without_a_head_has_no_recipe():
@@ -144,7 +129,3 @@ def test_a_task_without_a_head_has_no_recipe():
 
 def _first(space: Space) -> dict[str, Any]:
     return Proposer(StudyTrials(space.task, space.search), space).propose(7)[0]
-
-
-def started(number: int, params: dict[str, Any], proposal: Proposal) -> TrialStarted:
-    return TrialStarted(at=1.0, trial_id=f"{number:05d}", params=params, proposal=proposal)

@@ -1,42 +1,224 @@
-"""A searcher that cannot record says so and touches nothing more: Tune would take its exception for the trial's.
+"""What a driver proposes, records and hears from people; nothing is trained.
 
-When failures end a search: nearly all of the latest trials fail for one reason, and not five of any number.
+Each trial that people ask for is proposed once, whatever is killed when, and other proposals stay the same.
 """
 
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from ray.tune.search import Searcher
-from support.asked_driver import PLAN, drive, the_space
 from support.reports import measured
 from support.studies import TASK, study
+from support.toys import HYPERPARAMETERS
 
 from loraxs_search.errors import HomeError, LoraxsError, UsageError
 from loraxs_search.log.events import TrialEnded
 from loraxs_search.log.study_log import StudyLog
-from loraxs_search.records.codec import from_json, to_json
-from loraxs_search.records.trial import TrialReport, TrialState
+from loraxs_search.methods.lora_xs import LoraXS
+from loraxs_search.records.codec import to_json
+from loraxs_search.records.search import SearchPlan
+from loraxs_search.records.trial import TrialState
 from loraxs_search.samplers.trials import StudyTrials
+from loraxs_search.schedulers import SCHEDULERS
 from loraxs_search.search.tune.advancer import CANCELLED, FAILED, FATAL, REPORT, STEP
 from loraxs_search.search.tune.loop import StudySearcher, common_failure
 from loraxs_search.search.tune.proposer import Proposer
+from loraxs_search.search.tune.time_budget import TimeBudget
+from loraxs_search.search_space.load import parse_space
+from loraxs_search.steering import new_command, steered, take_commands
+from loraxs_search.studies.folder import StudyFolder
 
-_NUMBERS = itertools.count()
-pytestmark = pytest.mark.usefixtures("plain_specs")
+TEXT = """
+task: sst2
+base_model: org/base
+parameters:
+  rank: {choice: [4, 8, 16]}
+  learning_rate: {log_uniform: [1.0e-3, 1.0e-1]}
+  sigma: {choice: [input, sqrt]}
+  batch_size: 8
+"""
+SPACE = parse_space(TEXT, source="s.yaml", folder=Path("/"))
+PLAN = SearchPlan(trials=3, max_steps=40, report_every=10, scheduler="asha", seed=1)
+WHY = "`loss` must be finite, but got nan."
+
+
+def launched(name: str = "s", **plan: Any) -> StudyFolder:
+    """Create a study as a launch does."""
+    folder = study(name, search=replace(PLAN, **plan))
+    (folder.path / "space.yaml").write_text(TEXT)
+    (folder.path / "space.json").write_text(to_json(replace(SPACE, text="")))
+    return folder
+
+
+@dataclass
+class Driver:
+    """What of a driver proposes: a searcher on a study folder."""
+
+    searcher: StudySearcher
+    trials: StudyTrials
+
+    def begin(self) -> str | None:
+        """Have a trial begin; return its id, or what Tune is told where none does."""
+        before = set(self.searcher.trial_ids)
+        config = self.searcher.suggest(f"tune-{len(before)}-{len(self.searcher._log.records)}")
+        assert self.searcher.fatal_error is None
+        if not isinstance(config, dict):
+            return config
+        (tune_id,) = set(self.searcher.trial_ids) - before
+        return self.searcher.trial_ids[tune_id]
+
+    def end(self, trial_id: str, score: float = 0.5) -> None:
+        (tune_id,) = (key for key, value in self.searcher.trial_ids.items() if value == trial_id)
+        self.searcher.on_trial_complete(tune_id, result(40, trial_id, score))
+
+    def run(self) -> list[str]:
+        """Have all trials begin and end, one after the other; return their ids."""
+        names = list[str]()
+        while (name := self.begin()) not in (None, Searcher.FINISHED):
+            names.append(name)
+            self.end(name, score=0.5 + len(names) / 100)
+        return names
 
 
 @pytest.fixture
-def make_searcher(fresh_home):
+def drive(fresh_home, monkeypatch):
+    """Go on with a study, as after a kill."""
+    # A spec of these tests is none that could be sent.
+    monkeypatch.setattr("loraxs_search.search.tune.loop.to_json", lambda record: "")
+
+    def spec(trial_id: str, params: Any, seed_of: str = "") -> Any:
+        return SimpleNamespace(hyperparameters=replace(HYPERPARAMETERS, seed=int(seed_of or trial_id)), params=params)
+
+    def driver(folder: StudyFolder, is_stopped: Callable[[], bool] = bool) -> Driver:
+        journal, info = folder.journal(), folder.info
+        trials = StudyTrials(info.task, info.search)
+        for event in journal.history():
+            trials.apply(event)
+        journal.follow = trials.apply
+        folder.snapshots.recover(journal)
+        steered_study = steered(folder, journal)
+        slots = SimpleNamespace(max_concurrent=2, slots=SimpleNamespace(resources={"CPU": 1.0}))
+        actors: Any = SimpleNamespace(spec=spec, slot_counter=slots)
+
+        def hear() -> None:
+            if take_commands(steered_study):
+                searcher.apply_commands()
+
+        scheduler = SCHEDULERS.get(info.search.scheduler)(info.search, "accuracy", "maximize")
+        budget = TimeBudget(steered_study, actors, time.time())
+        searcher = StudySearcher(
+            Proposer(trials, SPACE), steered_study, actors, scheduler, budget, is_stopped=is_stopped, take_commands=hear
+        )
+        return Driver(searcher, trials)
+
+    return driver
+
+
+def send(folder: StudyFolder, verb: str, *trials: str, params: Any = None, **arguments: Any) -> str:
+    command = new_command(verb, trials, arguments, params)
+    folder.inbox.put(command)
+    return command.command_id
+
+
+def result(step: int, trial_id: str = "00000", score: float = 0.5) -> dict[str, Any]:
+    peers = {"00009": (1, 0.1)}
+    return {STEP: step, REPORT: to_json(replace(measured(trial_id, step, {"accuracy": score}), peers=peers))}
+
+
+# ---- trials that people ask for --------------------------------------------------------------------------------------
+def test_an_added_trial_comes_first_and_on_top_of_the_budget(drive):
+    folder = launched()
+    driver = drive(folder)
+    assert driver.begin() == "00000"
+    driver.end("00000")
+    command = send(folder, "add", params={"rank": 16, "learning_rate": 0.05})
+    assert driver.run() == ["00001", "00002", "00003"]
+    records = folder.journal().records
+    added = records["00001"]
+    assert (added.command, added.lineage) == (command, "")
+    assert (added.params["rank"], added.params["learning_rate"], added.params["batch_size"]) == (16, 0.05, 8)
+    assert [record.command for record in records.values()].count("") == PLAN.trials
+    in_optuna = driver.trials.trials[1]
+    assert in_optuna.params == {name: value for name, value in added.params.items() if name != "batch_size"}
+    assert in_optuna.value == pytest.approx(0.51), "the sampler learns from it"
+
+
+def test_what_is_not_given_is_its_sources_or_what_the_sampler_proposes(drive, monkeypatch):
+    monkeypatch.setattr(LoraXS, "recipe", lambda *_: {})  # whose trial is not the sampler's
+    folder, other = launched(), launched("other")
+    driver = drive(folder)
+    driver.begin()
+    proposed = folder.journal().records["00000"].params
+    rank = next(value for value in (4, 8, 16) if value != proposed["rank"])
+    send(other, "add", params={"rank": rank})
+    drive(other).begin()
+    assert other.journal().records["00000"].params == {**proposed, "rank": rank}
+    driver.end("00000")
+    send(folder, "add", "0", params={"learning_rate": 0.02})
+    assert driver.begin() == "00001"
+    added = folder.journal().records["00001"]
+    assert (added.params, added.lineage) == ({**proposed, "learning_rate": 0.02}, "00000")
+
+
+def test_proposals_beside_added_trials_are_those_of_an_undisturbed_search(drive):
+    """Whether the driver is killed after each trial or never."""
+    params = []
+    for is_killed, folder in ((False, launched("undisturbed")), (True, launched())):
+        driver = drive(folder)
+        for number in range(PLAN.trials + 1):
+            if number == 1:
+                send(folder, "add", params={"rank": 16})
+            driver.end(driver.begin(), score=0.5 + number / 100)
+            driver = drive(folder) if is_killed else driver
+        params.append([record.params for record in folder.journal().records.values()])
+    assert params[0] == params[1]
+
+
+def test_an_extended_search_proposes_more_and_sees_its_new_deadline(drive):
+    folder = launched()
+    driver = drive(folder)
+    driver.end(driver.begin())
+    send(folder, "extend", trials=2, time="1h30m")
+    assert len(driver.run()) == 4
+    assert driver.searcher._budget.left_s == pytest.approx(5400, abs=60)
+    again = drive(folder)
+    assert again.begin() == Searcher.FINISHED
+    send(folder, "extend", trials=1)
+    assert len(again.run()) == 1
+    assert len(folder.journal().records) == PLAN.trials + 3
+
+
+def test_trials_that_have_not_reported_by_the_end_of_the_time_budget_end_at_their_next_step(drive, monkeypatch):
+    folder = launched(time_budget=60.0)
+    driver = drive(folder)
+    driver.begin()
+    assert driver.searcher.to_cancel == []
+    monkeypatch.setattr("loraxs_search.search.tune.time_budget.steady_time", lambda: time.time() + 60)
+    assert driver.searcher.to_cancel == ["00000"]
+    driver.searcher.on_trial_complete("tune-0-0", {STEP: 10, CANCELLED: True})
+    record = folder.journal().records["00000"]
+    assert (record.state, record.is_cut) == (TrialState.PRUNED, True)
+
+
+# ---- what goes wrong -------------------------------------------------------------------------------------------------
+_NUMBERS = itertools.count()
+
+
+@pytest.fixture
+def make_searcher(drive):
     """Make the searcher of a study with these values of its plan."""
 
     def made(stop: Callable[[], bool] = bool, **changes: Any) -> StudySearcher:
-        plan = replace(PLAN, **{"trials": 20, "max_steps": 160, "scheduler": "none", **changes})
-        return drive(study(f"s{next(_NUMBERS)}", f"sqlite:///{fresh_home}/mlflow.db", search=plan), stop).searcher
+        plan = {"trials": 20, "max_steps": 160, "scheduler": "none", **changes}
+        return drive(launched(f"s{next(_NUMBERS)}", **plan), stop).searcher
 
     return made
 
@@ -53,10 +235,6 @@ def started(searcher):
     assert isinstance(searcher.suggest("y"), dict)
     assert searcher.suggest("z") is None, "there is room for two"
     return searcher
-
-
-def _result(step: int, trial_id: str = "00000") -> dict[str, Any]:
-    return {STEP: step, REPORT: to_json(measured(trial_id, step, {"accuracy": 0.5}))}
 
 
 def states(searcher: StudySearcher) -> list[TrialState]:
@@ -87,7 +265,7 @@ def test_what_the_log_cannot_write_is_left_to_the_driver(started, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(StudyLog, "append", full)
-        started.on_trial_result("x", _result(40))
+        started.on_trial_result("x", result(40))
     assert "No space left" in str(started.fatal_error)
     first = started.fatal_error
     started.on_trial_complete("y", {STEP: 0, FATAL: ["other", ""]})
@@ -106,9 +284,8 @@ def test_params_that_no_trial_can_have_cost_that_trial_alone(searcher, monkeypat
     monkeypatch.setattr(searcher._actors, "spec", refusing)
     assert searcher.suggest("x") is None
     assert isinstance(searcher.suggest("x"), dict)
-    first, second = searcher._log.records.values()
-    assert (first.state, second.state) == (TrialState.FAIL, TrialState.RUNNING)
-    assert "must be even" in first.reason
+    assert states(searcher) == [TrialState.FAIL, TrialState.RUNNING]
+    assert "must be even" in searcher._log.records["00000"].reason
     assert searcher.fatal_error is None
 
 
@@ -126,7 +303,7 @@ def test_every_seed_that_a_space_may_have_proposes_and_a_small_one_what_it_alway
     assert isinstance(make_searcher(seed=2**32 - 1).suggest("x"), dict)
     searcher = make_searcher(seed=3)
     searcher.suggest("x")
-    params, _ = Proposer(StudyTrials(TASK, PLAN), the_space()).propose(3_000_009)
+    params, _ = Proposer(StudyTrials(TASK, PLAN), SPACE).propose(3_000_009)
     assert searcher._log.records["00000"].params == params
 
 
@@ -134,20 +311,25 @@ def test_trials_that_nearly_all_fail_for_one_reason_end_the_search(searcher):
     for number, name in enumerate("abcde"):
         assert isinstance(searcher.suggest(name), dict)
         if number % 2:
-            searcher.on_trial_result(name, _result(40, f"{number:05d}"))
+            searcher.on_trial_result(name, result(40, f"{number:05d}"))
         searcher.on_trial_complete(name, {STEP: 0, FAILED: WHY})
     assert searcher.suggest("f") == Searcher.FINISHED
     assert searcher.failing == f"5 of the latest trials failed for the same reason: {WHY}"
+    assert common_failure([WHY] * 4, 1) is None
+    assert common_failure([*[""] * 50, *[WHY] * 8], 1) is None
+    assert common_failure([*[""] * 50, *[WHY] * 9], 1) == (9, WHY), "what went well long ago does not count"
+    assert common_failure(["one", "another"] * 10, 1) is None
+    assert common_failure([WHY] * 6, 20) is None, "of twenty that start together, those that fail do so first"
 
 
 # ---- steered ---------------------------------------------------------------------------------------------------------
 def report(searcher: StudySearcher, tune_id: str, step: int, trial_id: str) -> bool:
     """Have a trial report as Tune does; return whether it goes on."""
-    result = _result(step, trial_id)
-    searcher.on_trial_result(tune_id, result)
-    if step < 160 and not searcher.stops(from_json(TrialReport, result[REPORT])):
+    made = measured(trial_id, step, {"accuracy": 0.5})
+    searcher.on_trial_result(tune_id, {STEP: step, REPORT: to_json(made)})
+    if step < 160 and not searcher.stops(made):
         return True
-    searcher.on_trial_complete(tune_id, result)
+    searcher.on_trial_complete(tune_id, result(step, trial_id))
     return False
 
 
@@ -178,14 +360,3 @@ def test_finishing_lets_the_running_trials_train(started):
     assert started.suggest("z") == Searcher.FINISHED
     assert (started.is_short, started.notice) == (False, "finished by a person")
     assert states(started)[0] is TrialState.COMPLETE, "a stop that comes with the last report is no stop"
-
-
-WHY = "`loss` must be finite, but got nan."
-
-
-def test_the_latest_trials_decide_whether_all_fail():
-    assert common_failure([WHY] * 4, 1) is None
-    assert common_failure([*[""] * 50, *[WHY] * 8], 1) is None
-    assert common_failure([*[""] * 50, *[WHY] * 9], 1) == (9, WHY), "what went well long ago does not count"
-    assert common_failure(["one", "another"] * 10, 1) is None
-    assert common_failure([WHY] * 6, 20) is None, "of twenty that start together, those that fail do so first"
