@@ -11,7 +11,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, TypeVar
 
 from loraxs_search.errors import UsageError, must_be, one_of, unknown_name
-from loraxs_search.records.literals import ParameterKind, Scalar
+from loraxs_search.records.codec import ParameterKind, Scalar
 
 EntryT = TypeVar("EntryT")
 

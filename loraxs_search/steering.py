@@ -27,7 +27,7 @@ from loraxs_search.errors import (
 )
 from loraxs_search.log.events import Answered, Commanded, Steered
 from loraxs_search.log.study_log import StudyLog
-from loraxs_search.records.literals import Scalar
+from loraxs_search.records.codec import Scalar
 from loraxs_search.records.search import Command, SearchPlan, seconds_of
 from loraxs_search.records.trial import TrialState
 from loraxs_search.studies.folder import StudyFolder, list_studies

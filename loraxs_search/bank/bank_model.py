@@ -38,8 +38,7 @@ from loraxs_search.methods.loraxs import FactorKey, LoraXSConfig, ModuleSettings
 from loraxs_search.methods.loraxs.packed import FactorPairs, add_core_update_
 from loraxs_search.methods.names import ROOT, R
 from loraxs_search.methods.verification import check_body
-from loraxs_search.records.codec import to_json
-from loraxs_search.records.literals import Pooling, Sigma
+from loraxs_search.records.codec import Pooling, Sigma, to_json
 from loraxs_search.records.task import BaseModel, Task, TaskModel
 from loraxs_search.tasks.encoded import RowSource
 from loraxs_search.tasks.kinds import TaskKind, kind_of

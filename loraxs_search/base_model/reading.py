@@ -22,7 +22,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from loraxs_search.base_model.layers import head_names, library_call, reads_from_left
 from loraxs_search.base_model.tokenizer import Side, load_tokenizer, padding_side
-from loraxs_search.records.literals import Pooling
+from loraxs_search.records.codec import Pooling
 from loraxs_search.records.task import BaseModel
 
 _HOOK = "loraxs_pooling"  # an attribute of the body

@@ -14,7 +14,7 @@ from loraxs_search.errors import counted
 from loraxs_search.log import events
 from loraxs_search.log.events import Phase
 from loraxs_search.mlflow_uri import sqlite_path
-from loraxs_search.records.literals import Split
+from loraxs_search.records.codec import Split
 from loraxs_search.records.task import DataReport
 from loraxs_search.reports.leaderboard import row_of
 from loraxs_search.reports.search_state import SearchState

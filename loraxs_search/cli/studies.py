@@ -16,7 +16,7 @@ from loraxs_search.cli import _out
 from loraxs_search.cli.live_text import LinesView, phase_in_words
 from loraxs_search.errors import UsageError, counted
 from loraxs_search.log.events import Warned
-from loraxs_search.records.literals import Scalar
+from loraxs_search.records.codec import Scalar
 from loraxs_search.records.search import seconds_of
 from loraxs_search.reports.study_status import study_status, study_summaries
 from loraxs_search.reports.study_status import watch as follow

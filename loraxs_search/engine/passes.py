@@ -32,7 +32,7 @@ from loraxs_search.base_model.tokenizer import max_positions, padding_side
 from loraxs_search.engine.generation import WORTH, Decoding, Generation, OpenSequence, common_beginning
 from loraxs_search.engine.layers import AdaptedBase, Indices, base_of
 from loraxs_search.errors import TrialDivergedError, UsageError
-from loraxs_search.records.literals import Split
+from loraxs_search.records.codec import Split
 from loraxs_search.tasks.encoded import RUN_TOKENS, EncodedRows, RowSource, cheapest_runs
 from loraxs_search.tasks.kinds import ForwardRequest, Generated, GenerateRequest, PassOutputs, Request, RequestGenerator
 

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from loraxs_search.base_model.layers import WrappedLayer
 from loraxs_search.base_model.reading import close_to, dummy_inputs, readable, rounding
 from loraxs_search.base_model.tokenizer import padding_side
-from loraxs_search.records.literals import Split
+from loraxs_search.records.codec import Split
 from loraxs_search.tasks.encoded import EncodedRows, RowSource
 
 Indices = npt.NDArray[np.int64]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from loraxs_search.errors import BaseModelError, UsageError
 from loraxs_search.machine import single_thread
-from loraxs_search.records.literals import SVD_BASES, Basis, Sigma
+from loraxs_search.records.codec import SVD_BASES, Basis, Sigma
 
 Driver = Literal["auto", "exact", "randomized"]
 

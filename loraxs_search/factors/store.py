@@ -23,7 +23,7 @@ from loraxs_search.errors import IntegrityError
 from loraxs_search.factors.compute import Driver, Factors, checked_driver, compute_factors, fault
 from loraxs_search.home import disk_faults, factor_path, home, mark_used, write_atomic
 from loraxs_search.machine import available_bytes, side_by_side
-from loraxs_search.records.literals import Basis
+from loraxs_search.records.codec import Basis
 
 # R has a meaning only between the factors it was trained in, so a few numbers identify a pair A, B. Each is w^T D x: D
 # holds the directions (rows of A, columns of B, each scaled to length one), x is a probe over features and w weighs the

@@ -12,8 +12,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Literal
 
 from loraxs_search.log import clock
-from loraxs_search.records.codec import to_json
-from loraxs_search.records.literals import Direction, Scalar, Split
+from loraxs_search.records.codec import Direction, Scalar, Split, to_json
 from loraxs_search.records.search import Baseline, Command, SearchPlan
 from loraxs_search.records.task import DataReport
 from loraxs_search.records.trial import Hyperparameters, Proposal, TrialReport, TrialState

@@ -37,7 +37,7 @@ from loraxs_search.errors import UsageError
 from loraxs_search.methods.names import BYTES_PER_PARAMETER, Shapes
 from loraxs_search.plugins import ParameterSpec, with_defaults
 from loraxs_search.records.adapter import Manifest
-from loraxs_search.records.literals import Basis, Pooling, Scalar
+from loraxs_search.records.codec import Basis, Pooling, Scalar
 from loraxs_search.records.task import LinearModule
 from loraxs_search.records.trial import AdapterSize, Hyperparameters
 

@@ -16,7 +16,7 @@ from loraxs_search.methods._base import HeadPlan, Modules, PackedAdapter, Params
 from loraxs_search.methods._peft import PeftMethod
 from loraxs_search.methods.names import ADAPTER, NO_ALPHA, ROOT, Shapes, check_ranks
 from loraxs_search.plugins import ParameterSpec
-from loraxs_search.records.literals import Scalar
+from loraxs_search.records.codec import Scalar
 from loraxs_search.records.trial import Hyperparameters
 
 if TYPE_CHECKING:

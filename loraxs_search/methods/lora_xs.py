@@ -20,8 +20,7 @@ from loraxs_search.methods.names import ADAPTER, BYTES_PER_PARAMETER, FILES, NO_
 from loraxs_search.methods.starting import StartHeader
 from loraxs_search.plugins import ParameterSpec
 from loraxs_search.records.adapter import Manifest
-from loraxs_search.records.codec import to_json
-from loraxs_search.records.literals import Basis, Scalar, Sigma, factor_bucket
+from loraxs_search.records.codec import Basis, Scalar, Sigma, factor_bucket, to_json
 from loraxs_search.records.trial import Hyperparameters
 
 if TYPE_CHECKING:

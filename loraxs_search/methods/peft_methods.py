@@ -20,7 +20,7 @@ from loraxs_search.methods._base import NONE, HeadPlan, Method, Modules, Params
 from loraxs_search.methods._peft import PeftMethod
 from loraxs_search.methods.names import ADAPTER, Shapes, file_bytes
 from loraxs_search.plugins import ParameterSpec
-from loraxs_search.records.literals import ParameterKind
+from loraxs_search.records.codec import ParameterKind
 from loraxs_search.records.trial import AdapterSize, Hyperparameters, PeftSettings
 
 if TYPE_CHECKING:

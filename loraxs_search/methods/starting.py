@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING
 
 from loraxs_search.assets import START, existing_path
 from loraxs_search.errors import BaseModelError
-from loraxs_search.records.codec import from_json
+from loraxs_search.records.codec import entry_of, from_json
 from loraxs_search.records.task import OutputScale
 from loraxs_search.records.trial import Hyperparameters
-from loraxs_search.safetensors_header import entry_of
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -29,9 +29,8 @@ from loraxs_search.errors import BaseModelError
 from loraxs_search.machine import free_bytes
 from loraxs_search.methods import get_method
 from loraxs_search.records.adapter import LargestTrial
-from loraxs_search.records.literals import MAX_AUTO_PACK_SIZE, Precision
+from loraxs_search.records.codec import MAX_AUTO_PACK_SIZE, Precision, numbers_by_dtype
 from loraxs_search.records.task import BaseModel, LinearModule
-from loraxs_search.safetensors_header import numbers_by_dtype
 
 log = logging.getLogger(__name__)
 

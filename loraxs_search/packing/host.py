@@ -52,8 +52,7 @@ from loraxs_search.packing import capacity
 from loraxs_search.packing.capacity import check_fits, choose_dtype
 from loraxs_search.packing.pack import Pack, PackedModel, PeftBase, Slot
 from loraxs_search.records.adapter import Answers, Confirmation, HostInfo, LargestTrial, LinearProbe
-from loraxs_search.records.codec import to_json
-from loraxs_search.records.literals import Basis, Precision, Split
+from loraxs_search.records.codec import Basis, Precision, Split, to_json
 from loraxs_search.records.search import Baseline
 from loraxs_search.records.task import BaseModelRef, OutputScale, Task, TaskModel
 from loraxs_search.records.trial import TrialReport, TrialSpec

@@ -58,7 +58,7 @@ from loraxs_search.methods import get_method, method_of
 from loraxs_search.methods._base import PackedAdapter
 from loraxs_search.methods.names import ADAPTER, ROOT
 from loraxs_search.methods.starting import draw_head
-from loraxs_search.records.literals import Split
+from loraxs_search.records.codec import Split
 from loraxs_search.records.task import LinearModule
 from loraxs_search.records.trial import AdapterSize, TrialReport, TrialSpec
 from loraxs_search.tasks.encoded import Batch, TrainingBatches

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from loraxs_search.errors import IntegrityError
-from loraxs_search.records.codec import from_json
-from loraxs_search.records.literals import Pooling, Scalar, Split
+from loraxs_search.records.codec import Pooling, Scalar, Split, from_json
 from loraxs_search.records.search import Baseline, Refit, SliceScore
 from loraxs_search.records.task import BaseModel, BaseModelRef, BaseSetup, DataReport, Identity, LinearModule, Task
 from loraxs_search.records.trial import AdapterSize, Hyperparameters

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from loraxs_search.records.literals import (
+from loraxs_search.records.codec import (
     DERIVED,
     SECTION,
     Confidence,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
-from loraxs_search.records.literals import SECTION, Count, Direction, Law, Pooling, Scalar, Split, Text, matching
+from loraxs_search.records.codec import SECTION, Count, Direction, Law, Pooling, Scalar, Split, Text, matching
 
 _SHOWN = 16  # hexadecimal digits of a digest
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from loraxs_search.records.literals import Basis, Head, HeadInit, LrSchedule, ParameterKind, Scalar, Sigma
+from loraxs_search.records.codec import Basis, Head, HeadInit, LrSchedule, ParameterKind, Scalar, Sigma
 from loraxs_search.records.task import Identity
 
 

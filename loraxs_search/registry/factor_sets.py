@@ -19,8 +19,8 @@ from pathlib import Path
 from loraxs_search.errors import IntegrityError
 from loraxs_search.home import factor_path, write_atomic
 from loraxs_search.mlflow_uri import ensure_experiment
+from loraxs_search.records.codec import entry_of
 from loraxs_search.registry.store import Registry
-from loraxs_search.safetensors_header import entry_of
 
 _NAMES = ("left", "singular_values", "right")
 

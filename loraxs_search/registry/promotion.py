@@ -17,7 +17,7 @@ from functools import cached_property
 import numpy as np
 
 from loraxs_search.errors import counted
-from loraxs_search.records.literals import sign_of
+from loraxs_search.records.codec import sign_of
 from loraxs_search.records.search import (
     MIN_SLICE_ROWS,
     NEGATIVE_FLIPS,

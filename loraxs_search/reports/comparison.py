@@ -13,7 +13,7 @@ from typing import Any, Literal
 from loraxs_search.assets import NOTHING, PROBE
 from loraxs_search.errors import StudyError, UsageError, counted, shortened, unknown_name
 from loraxs_search.methods.lora_xs import LoraXS
-from loraxs_search.records.literals import Direction, Scalar, sign_of
+from loraxs_search.records.codec import Direction, Scalar, sign_of
 from loraxs_search.records.search import Candidate
 from loraxs_search.records.task import Identity, Task
 from loraxs_search.records.trial import TrialState

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, TypeVar
 
-from loraxs_search.records.literals import Scalar, sign_of
+from loraxs_search.records.codec import Scalar, sign_of
 from loraxs_search.records.search import Baseline, Candidate, CheckpointSelection
 from loraxs_search.records.task import Task
 from loraxs_search.records.trial import TrialRecord, TrialReport, TrialState

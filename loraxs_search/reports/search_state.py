@@ -11,7 +11,7 @@ from functools import cached_property
 
 from loraxs_search.log import events
 from loraxs_search.log.study_log import apply_to_trials
-from loraxs_search.records.literals import sign_of
+from loraxs_search.records.codec import sign_of
 from loraxs_search.records.trial import TrialRecord, TrialState
 from loraxs_search.reports.leaderboard import LeaderboardRow, row_of
 

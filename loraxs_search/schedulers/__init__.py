@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from loraxs_search.plugins import EntryPoints, ParameterSpec
-from loraxs_search.records.literals import Direction, sign_of
+from loraxs_search.records.codec import Direction, sign_of
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.trial import TrialReport
 from loraxs_search.schedulers._base import Scheduler

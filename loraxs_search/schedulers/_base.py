@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 from loraxs_search.plugins import ParameterSpec, with_defaults
-from loraxs_search.records.literals import Direction
+from loraxs_search.records.codec import Direction
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.trial import TrialReport
 

@@ -22,7 +22,7 @@ from loraxs_search.home import meant_file, shipped_space_path, shipped_spaces, u
 from loraxs_search.methods import METHODS, get_method
 from loraxs_search.methods.lora_xs import LoraXS
 from loraxs_search.plugins import ParameterSpec
-from loraxs_search.records.literals import Scalar
+from loraxs_search.records.codec import Scalar
 from loraxs_search.records.search import PromotionRule, SearchPlan
 from loraxs_search.records.task import BaseModelRef
 from loraxs_search.records.trial import PeftSettings

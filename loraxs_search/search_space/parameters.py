@@ -19,7 +19,7 @@ from loraxs_search.errors import UsageError, asking, did_you_mean, must_be, one_
 from loraxs_search.methods import METHODS
 from loraxs_search.methods._base import Method
 from loraxs_search.plugins import EntryPoints, ParameterSpec
-from loraxs_search.records.literals import Head, HeadInit, LrSchedule, Scalar
+from loraxs_search.records.codec import Head, HeadInit, LrSchedule, Scalar
 from loraxs_search.records.task import LinearModule
 from loraxs_search.records.trial import Hyperparameters
 

@@ -17,7 +17,7 @@ from loraxs_search.errors import UsageError, asking, must_be, one_of, shortened,
 from loraxs_search.home import SHIPPED, shipped_tasks, user_path
 from loraxs_search.methods._base import Method
 from loraxs_search.plugins import EntryPoints, ParameterSpec
-from loraxs_search.records.literals import Count, Direction, Law, Split, Text, matching
+from loraxs_search.records.codec import Count, Direction, Law, Split, Text, matching
 from loraxs_search.records.search import NEGATIVE_FLIPS, SLICE_LOSS, PromotionRule, SearchPlan
 from loraxs_search.records.task import MAX_NAME, DataSource, Task
 from loraxs_search.samplers import SAMPLERS

@@ -16,7 +16,7 @@ from loraxs_search.methods._base import Method, Possible
 from loraxs_search.methods.lora_xs import LoraXS
 from loraxs_search.methods.names import Shapes
 from loraxs_search.records.adapter import LargestTrial
-from loraxs_search.records.literals import Basis, Scalar
+from loraxs_search.records.codec import Basis, Scalar
 from loraxs_search.records.search import PromotionRule, SearchPlan
 from loraxs_search.records.task import BaseModelRef, LinearModule, Task
 from loraxs_search.records.trial import AdapterSize, Hyperparameters, PeftSettings

@@ -11,8 +11,7 @@ from pathlib import Path
 from loraxs_search.errors import HomeError
 from loraxs_search.home import disk_faults, ensure_dir, exclusive, home, write_atomic
 from loraxs_search.records.adapter import Answers
-from loraxs_search.records.codec import check_trial_id, to_json
-from loraxs_search.records.literals import Split
+from loraxs_search.records.codec import Split, check_trial_id, to_json
 from loraxs_search.records.search import Baseline, Candidate, Refit
 from loraxs_search.studies.info import RecordFile
 

@@ -11,10 +11,9 @@ from loraxs_search.errors import StudyError
 from loraxs_search.home import write_atomic
 from loraxs_search.log.events import TrialReported
 from loraxs_search.log.study_log import DAMAGED_HINT, StudyLog
-from loraxs_search.records.codec import check_trial_id, from_json
+from loraxs_search.records.codec import check_trial_id, entry_of, from_json
 from loraxs_search.records.search import CheckpointSelection
 from loraxs_search.records.trial import TrialReport
-from loraxs_search.safetensors_header import entry_of
 
 _logger = logging.getLogger(__name__)
 

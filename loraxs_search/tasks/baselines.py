@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from loraxs_search.errors import LoraxsError, TaskDataError, UsageError
 from loraxs_search.plugins import EntryPoints
-from loraxs_search.records.literals import Split
+from loraxs_search.records.codec import Split
 from loraxs_search.records.search import Baseline
 
 if TYPE_CHECKING:

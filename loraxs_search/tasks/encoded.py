@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from loraxs_search.records.literals import Split
+from loraxs_search.records.codec import Split
 
 if TYPE_CHECKING:
     import torch

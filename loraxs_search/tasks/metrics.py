@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import regex
 
-from loraxs_search.records.literals import Direction
+from loraxs_search.records.codec import Direction
 from loraxs_search.tasks.rows import composed
 
 Values = npt.NDArray[Any]

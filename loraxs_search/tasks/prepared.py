@@ -26,8 +26,7 @@ from safetensors.numpy import load, save
 
 from loraxs_search.errors import TaskDataError, first_line, unknown_name
 from loraxs_search.home import disk_faults, ensure_dir, file_sha256, home, mark_used, user_path, write_atomic
-from loraxs_search.records.codec import to_json
-from loraxs_search.records.literals import Split
+from loraxs_search.records.codec import Split, to_json
 from loraxs_search.records.task import DataReport, DataSource, Serving, SplitSource, Task
 from loraxs_search.tasks.encoded import EncodedRows, Ragged, RowSource
 from loraxs_search.tasks.files import READ_AS, file_format, label_names, read_columns

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from loraxs_search.records.literals import Split, sign_of
+from loraxs_search.records.codec import Split, sign_of
 from loraxs_search.records.task import ConstantAnswer, DataReport, SplitOverlap
 from loraxs_search.tasks.encoded import EncodedRows
 from loraxs_search.tasks.kinds import TaskKind

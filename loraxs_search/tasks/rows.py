@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loraxs_search.errors import TaskDataError, shortened
-from loraxs_search.records.literals import Split
+from loraxs_search.records.codec import Split
 from loraxs_search.records.task import Task
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")

@@ -18,7 +18,7 @@ from loraxs_search.engine.passes import ask
 from loraxs_search.errors import TaskDataError, TrialDivergedError
 from loraxs_search.methods.loading import load_adapter_folder, read_manifest
 from loraxs_search.records.adapter import NUM_WRONG_ROWS, Answers, Sample
-from loraxs_search.records.literals import Split
+from loraxs_search.records.codec import Split
 from loraxs_search.records.task import Task
 from loraxs_search.tasks.kinds import RowScores, kind_of
 from loraxs_search.tasks.prepared import PreparedTask, fingerprint, load_data, prepare

@@ -11,9 +11,8 @@ import safetensors.torch
 import torch
 
 from loraxs_search.errors import StudyError
-from loraxs_search.records.codec import from_json, to_json
+from loraxs_search.records.codec import entry_of, from_json, to_json
 from loraxs_search.records.trial import TrialReport
-from loraxs_search.safetensors_header import entry_of
 
 log = logging.getLogger(__name__)
 

@@ -34,7 +34,7 @@ from loraxs_search.methods import METHODS
 from loraxs_search.packing import capacity
 from loraxs_search.packing.host import LoadedBase
 from loraxs_search.packing.pack import Pack, PackedModel, PeftBase
-from loraxs_search.records.literals import Scalar, Split
+from loraxs_search.records.codec import Scalar, Split
 from loraxs_search.records.trial import TrialSpec
 from loraxs_search.search_space.load import parse_space
 from loraxs_search.search_space.parameters import COMMON, parameter_specs

@@ -13,7 +13,7 @@ from optuna.trial import FixedTrial
 from loraxs_search.errors import LoraxsError
 from loraxs_search.log.events import LoggedEvent, TrialEnded, TrialReported, TrialStarted
 from loraxs_search.log.study_log import read_events
-from loraxs_search.records.literals import Scalar
+from loraxs_search.records.codec import Scalar
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.trial import AdapterSize, TrialReport, TrialState
 from loraxs_search.samplers import SAMPLERS

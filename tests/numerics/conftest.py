@@ -32,7 +32,7 @@ from loraxs_search.base_model.tokenizer import load_tokenizer
 from loraxs_search.methods import get_method
 from loraxs_search.packing.host import LoadedFactors
 from loraxs_search.packing.pack import Pack, Slot
-from loraxs_search.records.literals import Pooling
+from loraxs_search.records.codec import Pooling
 from loraxs_search.records.task import BaseModel, DataSource, Task
 from loraxs_search.records.trial import PeftSettings, TrialSpec
 from loraxs_search.tasks.kinds import classifier

@@ -27,7 +27,7 @@ from loraxs_search.methods.export._base import ExportOptions
 from loraxs_search.methods.export.folder import converted
 from loraxs_search.methods.export.onnx import MOST_MOVED
 from loraxs_search.records.adapter import Prediction
-from loraxs_search.records.literals import Pooling
+from loraxs_search.records.codec import Pooling
 from loraxs_search.records.task import BaseModelRef, DataSource, Task
 from loraxs_search.tasks.kinds import classifier
 

@@ -31,7 +31,7 @@ from loraxs_search.methods.export.folder import converted, write_plain_lora
 from loraxs_search.methods.loading import load_adapter_folder
 from loraxs_search.methods.verification import compare_reference_logits, reference_logits, tolerance
 from loraxs_search.packing.host import TrialHost
-from loraxs_search.records.literals import Pooling
+from loraxs_search.records.codec import Pooling
 from loraxs_search.records.task import BaseModel, BaseModelRef, DataSource, Task
 from loraxs_search.records.trial import TrialSpec
 from loraxs_search.search_space.load import load_space

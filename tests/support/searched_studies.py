@@ -25,8 +25,7 @@ from loraxs_search.log.events import (
     Warned,
 )
 from loraxs_search.log.study_log import StudyLog
-from loraxs_search.records.codec import to_json
-from loraxs_search.records.literals import Scalar
+from loraxs_search.records.codec import Scalar, to_json
 from loraxs_search.records.search import Baseline, Candidate, PromotionRule, Refit, SearchPlan
 from loraxs_search.records.task import Identity, Task
 from loraxs_search.records.trial import AdapterSize, Proposal, TrialReport, TrialState

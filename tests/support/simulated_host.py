@@ -17,8 +17,7 @@ import safetensors.numpy
 
 from loraxs_search.errors import TrialCancelledError, TrialDivergedError
 from loraxs_search.records.adapter import Answers, Confirmation, HostInfo, LinearProbe, ReferenceLogits
-from loraxs_search.records.codec import to_json
-from loraxs_search.records.literals import Basis, Split
+from loraxs_search.records.codec import Basis, Split, to_json
 from loraxs_search.records.search import Baseline
 from loraxs_search.records.task import BaseModel, LinearModule, Task
 from loraxs_search.records.trial import AdapterSize, TrialReport, TrialSpec

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from loraxs_search.methods._peft import PeftMethod
 from loraxs_search.methods.names import Shapes
 from loraxs_search.plugins import ParameterSpec
-from loraxs_search.records.literals import Scalar
+from loraxs_search.records.codec import Scalar
 from loraxs_search.records.task import LinearModule
 from loraxs_search.records.trial import Hyperparameters
 

@@ -19,7 +19,7 @@ from loraxs_search.log.events import (
     TrialStarted,
 )
 from loraxs_search.log.study_log import StudyLog
-from loraxs_search.records.literals import Scalar
+from loraxs_search.records.codec import Scalar
 from loraxs_search.records.search import Baseline, SearchPlan
 from loraxs_search.records.trial import Hyperparameters, TrialReport, TrialState
 from loraxs_search.tracking.tracker import Tracker

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from loraxs_search.errors import TaskDataError, TrialDivergedError
 from loraxs_search.records.adapter import Prediction
-from loraxs_search.records.literals import Split, Text
+from loraxs_search.records.codec import Split, Text
 from loraxs_search.records.task import Task, TaskModel
 from loraxs_search.tasks.kinds import (
     TEXT_METRICS,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from loraxs_search.errors import UsageError
 from loraxs_search.factors.compute import Driver, FactorKey, resolve_driver
-from loraxs_search.records.literals import Basis, Pooling, Sigma, factor_bucket
+from loraxs_search.records.codec import Basis, Pooling, Sigma, factor_bucket
 
 NAME = "LORAXS"
 PREFIX = "loraxs_"

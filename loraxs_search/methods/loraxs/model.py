@@ -21,7 +21,7 @@ from loraxs_search.errors import UsageError
 from loraxs_search.methods.loraxs.config import PREFIX, LoraXSConfig, ModuleSettings
 from loraxs_search.methods.loraxs.layer import LoraXSLinear
 from loraxs_search.methods.verification import check_body
-from loraxs_search.records.literals import Pooling
+from loraxs_search.records.codec import Pooling
 
 
 class LoraXSModel(BaseTuner):

@@ -15,7 +15,7 @@ from itertools import accumulate, cycle
 from typing import TYPE_CHECKING, Any
 
 from loraxs_search.errors import counted
-from loraxs_search.records.literals import Scalar
+from loraxs_search.records.codec import Scalar
 from loraxs_search.records.trial import TrialRecord, TrialState
 from loraxs_search.registry.finalist import trial_of
 from loraxs_search.reports.html.summary import ReportFacts

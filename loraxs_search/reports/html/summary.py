@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from loraxs_search.errors import IntegrityError, both, counted
 from loraxs_search.log.study_log import StudyLog
 from loraxs_search.records.adapter import ClassReport
-from loraxs_search.records.literals import sign_of
+from loraxs_search.records.codec import sign_of
 from loraxs_search.records.search import Baseline, Candidate
 from loraxs_search.records.task import Task
 from loraxs_search.records.trial import TrialRecord, TrialState

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from loraxs_search.errors import counted
-from loraxs_search.records.literals import SearchDevice
+from loraxs_search.records.codec import SearchDevice
 
 COUNT_EVERY_S, SAY_EVERY_S = 3.0, 60.0
 _MAX_SHOWN = 5  # nodes in a message

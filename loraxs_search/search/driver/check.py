@@ -10,7 +10,7 @@ from loraxs_search.base_model.locate import locate
 from loraxs_search.base_model.reading import resolved_pooling
 from loraxs_search.base_model.tokenizer import load_tokenizer
 from loraxs_search.errors import BaseModelError, TaskDataError, UsageError
-from loraxs_search.records.literals import Pooling, Split
+from loraxs_search.records.codec import Pooling, Split
 from loraxs_search.records.task import DataReport, LinearModule
 from loraxs_search.search.cluster.placement import PackSize, choose_pack_size, unshared
 from loraxs_search.search_space.load import Overrides, SpaceSource, load_space

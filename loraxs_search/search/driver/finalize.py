@@ -21,7 +21,7 @@ from ray.exceptions import RayTaskError
 from loraxs_search.errors import LoraxsError, StudyError, TrialDivergedError, counted
 from loraxs_search.log.events import RowsScored
 from loraxs_search.records.adapter import NUM_WRONG_ROWS, Answers, ClassReport, ClassScores, Confirmation, Manifest
-from loraxs_search.records.literals import sign_of
+from loraxs_search.records.codec import sign_of
 from loraxs_search.records.search import Candidate, CheckpointSelection, PromotionRule, Refit, SearchPlan, SliceScore
 from loraxs_search.records.task import Task
 from loraxs_search.records.trial import AdapterSize, TrialRecord, TrialSpec, TrialState

@@ -13,7 +13,7 @@ from typing import Literal
 from loraxs_search.errors import LoraxsError, StorageError, TrackingError, counted
 from loraxs_search.log.events import AdapterWritten, BaselinesMeasured, ReportWritten, SearchFinished
 from loraxs_search.log.study_log import StudyLog
-from loraxs_search.records.literals import Scalar
+from loraxs_search.records.codec import Scalar
 from loraxs_search.records.search import Candidate
 from loraxs_search.records.trial import TrialRecord, TrialState
 from loraxs_search.registry.finalist import trial_of

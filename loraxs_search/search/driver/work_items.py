@@ -24,7 +24,7 @@ from ray.exceptions import RayTaskError
 from loraxs_search.errors import ClusterError, HomeError, LoraxsError, TaskDataError, first_line
 from loraxs_search.home import write_atomic
 from loraxs_search.records.adapter import Answers
-from loraxs_search.records.literals import Split, sign_of
+from loraxs_search.records.codec import Split, sign_of
 from loraxs_search.records.search import BASE_MODEL_ROWS, SHOTS, Baseline
 from loraxs_search.records.task import Task
 from loraxs_search.registry.evidence import ScoredRows

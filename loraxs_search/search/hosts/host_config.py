@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from loraxs_search.records.adapter import LargestTrial
-from loraxs_search.records.literals import MAX_AUTO_PACK_SIZE, Precision
+from loraxs_search.records.codec import MAX_AUTO_PACK_SIZE, Precision
 from loraxs_search.records.task import BaseModelRef, Task
 from loraxs_search.search_space.space import Space
 

@@ -26,7 +26,7 @@ from loraxs_search.errors import ClusterError, StudyError
 from loraxs_search.home import home
 from loraxs_search.methods import method_of
 from loraxs_search.records.adapter import HostInfo
-from loraxs_search.records.literals import Basis, Scalar, SearchDevice
+from loraxs_search.records.codec import Basis, Scalar, SearchDevice
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.task import Identity, Task
 from loraxs_search.records.trial import TrialSpec

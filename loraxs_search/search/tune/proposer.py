@@ -14,7 +14,7 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from loraxs_search.errors import LoraxsError
-from loraxs_search.records.literals import Scalar
+from loraxs_search.records.codec import Scalar
 from loraxs_search.records.trial import Proposal
 from loraxs_search.samplers import SAMPLERS
 from loraxs_search.samplers.trials import StudyTrials

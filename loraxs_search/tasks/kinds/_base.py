@@ -47,7 +47,7 @@ from pydantic import BaseModel, ConfigDict
 
 from loraxs_search.errors import TaskDataError, TrialDivergedError, shortened
 from loraxs_search.records.adapter import Prediction
-from loraxs_search.records.literals import SECTION, Law, Split, Text, distinct
+from loraxs_search.records.codec import SECTION, Law, Split, Text, distinct
 from loraxs_search.records.task import AnswerFact, OutputScale, Serving, Task, TaskModel
 from loraxs_search.tasks.encoded import Batch, EncodedRows, Ragged, RowSource
 from loraxs_search.tasks.metrics import Metric, Values

@@ -23,7 +23,7 @@ import numpy as np
 from pydantic import Field
 
 from loraxs_search.errors import TaskDataError
-from loraxs_search.records.literals import Split, Text
+from loraxs_search.records.codec import Split, Text
 from loraxs_search.records.task import Task, TaskModel
 from loraxs_search.tasks.encoded import Batch, EncodedRows, Ragged, RowSource
 from loraxs_search.tasks.kinds._base import (

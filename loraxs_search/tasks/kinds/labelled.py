@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from loraxs_search.errors import TaskDataError, TrialDivergedError, meant, shortened
 from loraxs_search.records.adapter import Entity, Prediction
-from loraxs_search.records.literals import Law, Pooling, Split, Text, distinct
+from loraxs_search.records.codec import Law, Pooling, Split, Text, distinct
 from loraxs_search.records.task import AnswerFact, OutputScale, Task, TaskModel
 from loraxs_search.tasks.encoded import Batch, EncodedRows, Ragged, RowSource
 from loraxs_search.tasks.kinds._base import (

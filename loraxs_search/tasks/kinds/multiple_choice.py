@@ -20,7 +20,7 @@ from pydantic import PlainValidator
 
 from loraxs_search.errors import TaskDataError, shortened
 from loraxs_search.records.adapter import Prediction
-from loraxs_search.records.literals import Split, Text
+from loraxs_search.records.codec import Split, Text
 from loraxs_search.records.task import AnswerFact, Task
 from loraxs_search.tasks.encoded import Batch, EncodedRows, Ragged, RowSource
 from loraxs_search.tasks.kinds._base import (

@@ -27,7 +27,7 @@ from pydantic import AfterValidator, Field, PlainValidator
 
 from loraxs_search.errors import LoraxsError, TaskDataError, TrialDivergedError
 from loraxs_search.records.adapter import Prediction
-from loraxs_search.records.literals import Count, Split, Text, distinct
+from loraxs_search.records.codec import Count, Split, Text, distinct
 from loraxs_search.records.task import AnswerFact, Serving, Task
 from loraxs_search.tasks.encoded import EncodedRows, Ragged, RowSource
 from loraxs_search.tasks.kinds._base import (

@@ -23,7 +23,7 @@ from loraxs_search.base_model.reading import (
     resolved_pooling,
     rounding,
 )
-from loraxs_search.records.literals import Pooling
+from loraxs_search.records.codec import Pooling
 from loraxs_search.tasks.kinds import classifier
 
 IDS = [[5, 6, 7, 8, 9], [10, 11, 12]]

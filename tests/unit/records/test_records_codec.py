@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from loraxs_search.safetensors_header import MAX_BYTES, entry_of, numbers_by_dtype
+from loraxs_search.records.codec import MAX_HEADER_BYTES, entry_of, numbers_by_dtype
 
 CONTENT = save({"x": np.arange(3.0)}, {"about": json.dumps({"rank": 4})})
 
@@ -25,7 +25,7 @@ def test_what_is_no_such_file_is_refused():
         save({"x": np.arange(3.0)}): "must have an entry 'other'",
         CONTENT[:20]: "Unterminated string",
         b"\x02" + bytes(7) + b"[]": "must be a mapping",
-        (MAX_BYTES + 1).to_bytes(8, "little") + b"{}": "must have at most",
+        (MAX_HEADER_BYTES + 1).to_bytes(8, "little") + b"{}": "must have at most",
     }
     for content, fault in faults.items():
         with pytest.raises(ValueError, match=fault):
