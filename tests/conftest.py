@@ -11,16 +11,18 @@ import sqlite3
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
+from faults.world import titled, tree
+from filelock import FileLock
 from support.ports import free_port
 from support.said import Said
 from support.servers import MlflowServer
-from support.shared import session_folder, shared_folder
 from support.shell import Shell
 from support.spaces import QUICKSTART, SMOLLM2, SPACE
 
@@ -92,11 +94,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session", autouse=True)
 def warm_home(tmp_path_factory):
-    """A home shared by the whole session, so that the base is unpacked, tokenised and decomposed once.
+    """A home shared by all workers of the session, so that the base is unpacked, tokenised and decomposed once.
 
-    It is also the home of fixtures that several tests share.
+    It is also the home of fixtures that several tests share; its folder is the session's.
     """
-    home = session_folder(tmp_path_factory) / "warm-home"
+    folder = tmp_path_factory.getbasetemp()
+    home = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "warm-home"
     home.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LORAXS_HOME", str(home))
@@ -121,15 +124,29 @@ def in_warm_home(fresh_home, warm_home, monkeypatch):
     yield warm_home
 
 
+def _shared_folder(folder: Path, make: Callable[[Path], None]) -> Path:
+    """Return a folder; the first worker of the session that asks makes it, the others wait.
+
+    Args:
+        make: Fills an empty folder, which is renamed when it is whole.
+    """
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.exists():
+            part = folder.with_suffix(".part")
+            shutil.rmtree(part, ignore_errors=True)  # of a worker that failed
+            part.mkdir()
+            make(part)
+            part.rename(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
-def store_template(tmp_path_factory):
+def store_template(warm_home):
     """An empty MLflow database, made once: its migrations take more than a second."""
     from loraxs_search.tracking.store import ensure_store
 
-    def make(folder: Path) -> None:
-        ensure_store(f"sqlite:///{folder / 'mlflow.db'}")
-
-    return shared_folder(tmp_path_factory, "store", make) / "mlflow.db"
+    folder = warm_home.with_name("store")
+    return _shared_folder(folder, lambda part: ensure_store(f"sqlite:///{part / 'mlflow.db'}")) / "mlflow.db"
 
 
 @pytest.fixture(scope="session")
@@ -176,12 +193,7 @@ def descendants():
     """Return the processes under a process whose title holds a text; there must be some, unless `least` is 0."""
 
     def find(pid: int, title: str, least: int = 1) -> list[int]:
-        listing = subprocess.run(["ps", "-ewwo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
-        rows = [line.split(None, 2) for line in listing.splitlines()[1:]]
-        family = {pid}
-        for _ in rows:
-            family |= {int(p) for p, parent, _ in rows if int(parent) in family}
-        found = [int(p) for p, _, args in rows if int(p) in family and title in args]
+        found = [process.pid for process in titled(tree(pid), title)]
         assert len(found) >= least
         return found
 
@@ -240,30 +252,29 @@ def s3_bucket(s3_server, tmp_path, monkeypatch):
     return f"s3://{bucket}"
 
 
-@pytest.fixture(scope="session")
-def quickstart_base(warm_home):
-    """The quickstart's base, unpacked once per session."""
+def _located(home: Path, ref: dict[str, str]) -> Any:
     from loraxs_search.base_model.locate import locate
     from loraxs_search.records.task import BaseModelRef
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LORAXS_HOME", str(warm_home))
-        return locate(BaseModelRef(**QUICKSTART))
+        patch.setenv("LORAXS_HOME", str(home))
+        return locate(BaseModelRef(**ref))
+
+
+@pytest.fixture(scope="session")
+def quickstart_base(warm_home):
+    """The quickstart's base, unpacked once per session."""
+    return _located(warm_home, QUICKSTART)
 
 
 @pytest.fixture(scope="session")
 def smollm2(warm_home):
     """SmolLM2-135M-Instruct, converted once per session: a decoder that has learnt something."""
-    from loraxs_search.base_model.locate import locate
-    from loraxs_search.records.task import BaseModelRef
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LORAXS_HOME", str(warm_home))
-        return locate(BaseModelRef(**SMOLLM2))
+    return _located(warm_home, SMOLLM2)
 
 
 @pytest.fixture(scope="session")
-def tiny_base(tmp_path_factory, quickstart_base):
+def tiny_base(warm_home, quickstart_base):
     """A two-layer BERT of random weights with the quickstart's tokenizer: real code paths in milliseconds."""
     import torch
     from transformers import BertConfig, BertModel
@@ -278,7 +289,7 @@ def tiny_base(tmp_path_factory, quickstart_base):
             size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
             BertModel(BertConfig(vocab_size=len(tokenizer), **size)).save_pretrained(folder)
 
-    return shared_folder(tmp_path_factory, "tiny-base", make)
+    return _shared_folder(warm_home.with_name("tiny-base"), make)
 
 
 @pytest.fixture(scope="session")
@@ -300,8 +311,8 @@ def tiny_space(tmp_path, tiny_space_text):
 # ---- adapters --------------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="session")
 def make_adapter():
-    """Make an adapter folder as the registry hands it out; `support.made_adapters` says from what."""
-    from support.made_adapters import make_adapter
+    """Make an adapter folder as the registry hands it out; `support.sealed` says from what."""
+    from support.sealed import make_adapter
 
     return make_adapter
 

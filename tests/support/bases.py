@@ -82,12 +82,7 @@ def base(config: PretrainedConfig, noise: float = 0.0) -> PreTrainedModel:
     Args:
         noise: Added to each weight: at the start they are so small that much of a model does next to nothing.
     """
-    torch.manual_seed(0)
-    model = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager").eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=noise)
-    return model
+    return _drawn(AutoModelForSequenceClassification, config, noise)
 
 
 def language_model(config: PretrainedConfig, noise: float = 0.1) -> PreTrainedModel:
@@ -96,25 +91,26 @@ def language_model(config: PretrainedConfig, noise: float = 0.1) -> PreTrainedMo
     Args:
         noise: Added to each weight, so that every part of the model counts in its logits.
     """
+    return _drawn(AutoModelForCausalLM, copy.deepcopy(config), noise)
+
+
+def _drawn(auto: Any, config: PretrainedConfig, noise: float) -> PreTrainedModel:
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation="eager").eval()
+    model: PreTrainedModel = auto.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=noise)
     return model
 
 
-def save_language_model(
-    folder: Path, config: PretrainedConfig = SMOLLM, noise: float = 0.1, *, chat: bool = True
-) -> Path:
+def save_language_model(folder: Path, config: PretrainedConfig = SMOLLM) -> Path:
     """Write a decoder and `byte_tokenizer` as a folder that `locate` finds, and return it.
 
     Args:
         config: One of `DECODERS`, or of their vocabulary.
-        chat: Whether the tokenizer has a chat template.
     """
-    language_model(config, noise).save_pretrained(folder)
-    byte_tokenizer(chat=chat).save_pretrained(folder)
+    language_model(config).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
     return folder
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from transformers import (
     FalconH1Config,
@@ -25,10 +24,10 @@ from transformers import (
 )
 
 from loraxs_search.base_model.sharing import probe_sharing
-from loraxs_search.records.task import BaseModel, DataSource, Task, TaskModel
+from loraxs_search.records.task import BaseModel, DataSource, Task
 from loraxs_search.records.trial import TrialSpec
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
-from loraxs_search.tasks.kinds._language_model import LanguageModelKind
+from loraxs_search.tasks.kinds.text_generation import TextGeneration
 from loraxs_search.tasks.prepared import PreparedTask
 from loraxs_search.trial.snapshot import Snapshot
 from support.bases import language_model, word_tokenizer
@@ -68,37 +67,6 @@ DECODERS: dict[str, Callable[[], PretrainedConfig]] = {
         **_SMALL, mamba_n_heads=8, mamba_d_head=8, mamba_n_groups=1, mamba_d_state=16, mamba_d_ssm=64
     ),
 }
-LANGUAGE_MODEL = TaskModel("AutoModelForCausalLM")
-
-
-class Continuations(LanguageModelKind):
-    """Rows of tokens, made as tokens: prompts and the answers behind them."""
-
-    name = "continuations"
-    section = None  # type: ignore[assignment]  # no space file declares such a task
-    metrics = {}  # noqa: RUF012
-
-    @classmethod
-    def fields(cls, section: Any) -> dict[str, Any]:
-        raise NotImplementedError
-
-    def read(self, columns: Any, place: Any) -> Any:
-        raise NotImplementedError
-
-    def encode(self, rows: Any, tokenizer: PreTrainedTokenizerBase) -> EncodedRows:
-        raise NotImplementedError
-
-    def score(self, data: Any, split: Any, rows: npt.NDArray[np.int64]) -> Any:
-        return self.score_tokens(data, split, rows)
-
-    def predict(self, data: Any, questions: EncodedRows, shown: Sequence[str]) -> Any:
-        raise NotImplementedError
-
-    def measure_scores(self, scores: Any, labels: Any) -> dict[str, float]:  # losses alone
-        return {
-            "loss": float(scores.losses.sum() / scores.counts.sum()),
-            "token_accuracy": float(scores.correct.sum() / scores.counts.sum()),
-        }
 
 
 def tokenizer() -> PreTrainedTokenizerBase:
@@ -124,14 +92,13 @@ def made_up_rows(num_rows: int, seed: int, longest: int = 24) -> EncodedRows:
 
 def continuations(name: str, seed: int, longest: int = 24) -> PreparedTask:
     """Return a task of made-up rows."""
-    scored = {"text": "", "label": "", "metric": "loss", "direction": "minimize", "metrics": ("loss",)}
-    task = Task(
-        name, "continuations", DataSource(hub="toy"), **scored, max_length=longest, settings={"prompt": "{prompt}"}
-    )
+    scored = {"text": "", "label": "", "metric": "loss", "direction": "minimize", "metrics": ("loss", "token_accuracy")}
+    settings = {"prompt": "{prompt}", "answer": "{answer}", "generation": {"max_new_tokens": 6, "stop": []}}
+    task = Task(name, "text-generation", DataSource(hub="toy"), **scored, max_length=longest, settings=settings)
     sizes = {"train": 90, "validation": 33, "test": 20}
     rows = {split: made_up_rows(size, seed + i, longest) for i, (split, size) in enumerate(sizes.items())}
     labels = {split: np.zeros(size, np.int64) for split, size in sizes.items()}
-    return PreparedTask(Continuations(task), tokenizer(), name, name, rows, labels)  # type: ignore[arg-type]
+    return PreparedTask(TextGeneration(task), tokenizer(), name, name, rows, labels)  # type: ignore[arg-type]
 
 
 def save_decoder(folder: Path, family: str) -> BaseModel:
@@ -157,7 +124,7 @@ class DecoderWorld(TrialBase):
 
     def _load(self, base: BaseModel, tasks: Sequence[PreparedTask], dtype: torch.dtype | None) -> None:
         self.base, self.tasks = base, list(tasks)
-        self.load(LANGUAGE_MODEL, dtype)
+        self.load(self.tasks[0].kind.model, dtype)
         unpackable = probe_sharing(self.model, self.names).unpackable  # Mamba turns the input of its `dt_proj`
         self.names = [name for name in self.names if name not in unpackable]
 

@@ -1,4 +1,4 @@
-"""Adapter folders whose files tests write one by one."""
+"""Adapter folders as the registry hands them out: of files that tests write, or of a trial at its start."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 from loraxs_search.records.adapter import Manifest, ReferenceLogits
 from loraxs_search.records.search import Candidate, PromotionRule
-from loraxs_search.records.task import BaseModelRef, Task
-from loraxs_search.records.trial import AdapterSize, Hyperparameters
+from loraxs_search.records.task import BaseModel, BaseModelRef, DataSource, Task
+from loraxs_search.records.trial import AdapterSize, Hyperparameters, TrialSpec
 from loraxs_search.registry.changes import Promoter
 from loraxs_search.registry.manifest import MANIFEST, sealed, verify
 
@@ -40,3 +40,43 @@ def promote(folder: Path, uri: str) -> str:
         PromotionRule(confidence=0, require="constant"), task, [own], {manifest.trial_id: folder}, forced=True
     )
     return task.name
+
+
+def make_adapter(
+    folder: Path,
+    base: BaseModel,
+    *,
+    num_labels: int = 2,
+    task: Task | None = None,
+    seed: int = 0,
+    **hyperparameters: Any,
+) -> Path:
+    """Write R and head of a trial at its start, far from zero, with a manifest; return the folder.
+
+    Args:
+        num_labels: Of a task that is made for it, unless one is given.
+    """
+    import torch
+
+    from loraxs_search.base_model.load import load_model
+    from loraxs_search.methods.verification import make_reference_logits
+    from loraxs_search.tasks.kinds import kind_of
+    from loraxs_search.trial.attach import attach
+
+    if task is None:
+        kind, metric = ("regression", "pearson") if num_labels == 1 else ("sequence-classification", "accuracy")
+        labels = () if num_labels == 1 else tuple(f"label {i}" for i in range(num_labels))
+        source = DataSource()
+        task = Task(f"task-{num_labels}", kind, source, "text", "label", metric, "maximize", (metric,), labels=labels)
+    values: dict[str, Any] = {"init_std": 0.5, "learning_rate": 1e-3, "head_learning_rate": 1e-3}
+    hyper = Hyperparameters(**{**values, "seed": seed, **hyperparameters})
+    model = attach(load_model(base, kind_of(task).model), TrialSpec("0", {}, hyper))
+    draw = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and "loraxs" not in name:
+            parameter.data = torch.randn(parameter.shape, generator=draw) / parameter.shape[-1] ** 0.5
+    model.save_pretrained(str(folder))
+    (folder / "README.md").unlink()  # PEFT's; the registry writes its own
+    probe = make_reference_logits(model, model.config.vocab_size)
+    seal(folder, manifest_of(task, BaseModelRef(base.id), hyper, base_digest=base.weight_digest, probe=probe))
+    return folder

@@ -84,9 +84,6 @@ def train(pack: Pack, slots: Sequence[Slot], num_steps: int) -> None:
         assert pack.step(slots) == {}
 
 
-HEAD_SHARE = 1e-2
-
-
 def distance(actual: Snapshot, expected: Snapshot) -> float:
     """Return the largest |a - b| / |b| over every R, A and B and their moments; a head's tensors count a hundredth.
 
@@ -99,22 +96,18 @@ def distance(actual: Snapshot, expected: Snapshot) -> float:
     found = []
     for name, value in theirs.items():
         error, size = float((ours[name] - value).norm()), float(value.norm())
-        if "loraxs_R" in name or ".lora_" in name:
-            found.append(error / size)
-        else:
-            found.append(HEAD_SHARE * error / max(size, _least_size(name, expected)))
+        is_head = "loraxs_R" not in name and ".lora_" not in name
+        if name.startswith("exp_avg/") and is_head:
+            size = max(size, float(expected.moments[f"exp_avg_sq/{name.removeprefix('exp_avg/')}"].sqrt().norm()))
+        elif is_head and not name.startswith("exp_avg_sq/"):
+            size = max(size, 1e-3)  # the lowest of the learning rates in use
+        found.append((1e-2 if is_head else 1.0) * error / size)
     return max(found)
 
 
 def same_bits(a: Snapshot, b: Snapshot) -> bool:
     pairs = [(a.parameters, b.parameters), (a.moments, b.moments)]
     return all(x.keys() == y.keys() and all(torch.equal(x[n], y[n]) for n in y) for x, y in pairs)
-
-
-def _least_size(name: str, expected: Snapshot) -> float:
-    if name.startswith("exp_avg/"):
-        return float(expected.moments[f"exp_avg_sq/{name.removeprefix('exp_avg/')}"].sqrt().norm())
-    return 0.0 if name.startswith("exp_avg_sq/") else 1e-3  # the lowest of the learning rates in use
 
 
 class TrialBase:

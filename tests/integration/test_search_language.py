@@ -1,4 +1,4 @@
-"""A search with a task kind and a scheduler that another distribution brings: from launch to predict."""
+"""Searches of models that write, from launch to predict: of our own kind, and of one from another distribution."""
 
 from __future__ import annotations
 
@@ -12,15 +12,36 @@ from support.plugins import write_distribution
 from support.toy_language import save_base, save_rows
 
 from loraxs_search.records.trial import TrialState
+from loraxs_search.search.driver.launch import launch
 from loraxs_search.studies.folder import StudyFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
 
-SPACE = """
+_DATA = "{data_files: {train: train.jsonl, validation: validation.jsonl, test: test.jsonl}}"
+TURNED = f"""
+task:
+  name: turned-words
+  kind: text-generation
+  data: {_DATA}
+  prompt: "say {{words}}"
+  answer: " {{turned}}"
+  metrics: [exact_match, token_f1]
+  max_length: 16
+  generation: {{max_new_tokens: 4}}
+base_model: ./base
+parameters:
+  rank: 32
+  target_modules: all-linear
+  learning_rate: {{log_uniform: [8.0e-3, 1.6e-2]}}
+  batch_size: 16
+search: {{trials: 3, max_steps: 120, report_every: 40, scheduler: none, precision: float32}}
+promotion: {{candidates: 2, seeds: 0}}
+"""
+PAIRS = f"""
 task:
   name: first-and-last
   kind: word-pairs
-  data: {data_files: {train: train.jsonl, validation: validation.jsonl, test: test.jsonl}}
+  data: {_DATA}
   ask: words
   answer: turned
   metrics: [exact_match]
@@ -28,13 +49,14 @@ task:
   validation_rows: 12
 base_model: ./base
 parameters:
-  rank: {choice: [2, 4]}
-  target_modules: {choice: [attention, all-linear]}
-  learning_rate: {log_uniform: [1.0e-3, 1.0e-1]}
+  rank: {{choice: [2, 4]}}
+  target_modules: {{choice: [attention, all-linear]}}
+  learning_rate: {{log_uniform: [1.0e-3, 1.0e-1]}}
   batch_size: 8
 search:
-  {trials: 4, max_steps: 8, report_every: 2, checkpoint: best, precision: float32, scheduler: every-second, patience: 4}
-promotion: {candidates: 2, seeds: 1}
+  {{trials: 4, max_steps: 8, report_every: 2, checkpoint: best, precision: float32,
+    scheduler: every-second, patience: 4}}
+promotion: {{candidates: 2, seeds: 1}}
 """
 EVERY_SECOND = '''
 from loraxs_search.plugins import ParameterSpec
@@ -63,7 +85,8 @@ class EverySecond(Scheduler):
 def shell(tmp_path, search_home, in_search_home):
     save_base(tmp_path / "base")
     save_rows(tmp_path)
-    (tmp_path / "pairs.yaml").write_text(SPACE)
+    for name, space in {"turned": TURNED, "pairs": PAIRS}.items():
+        (tmp_path / f"{name}.yaml").write_text(space)
     kinds = {"loraxs_search.task_kinds": {"word-pairs": "WordPairs"}}
     write_distribution(tmp_path / "site", "toy_kinds", Path(word_pairs.__file__).read_text(), kinds)
     schedulers = {"loraxs_search.schedulers": {"every-second": "EverySecond", "gone": "Gone"}}
@@ -71,23 +94,48 @@ def shell(tmp_path, search_home, in_search_home):
     return InProcess(search_home, tmp_path, tmp_path / "site")
 
 
+def test_candidates_are_written_for_and_the_champion_writes(ray_here, shell, agree):
+    assert "turned-words: text-generation; maximize exact_match" in shell.ok("check", "turned.yaml", "--data")
+    launch(str(shell.folder / "turned.yaml"), name="turned")
+    agree("turned", 3)
+    folder = StudyFolder.open("turned")
+    reports = [record.reports[-1].metrics for record in folder.journal().records.values()]
+    assert len(reports) == 3
+    assert all("loss" in metrics and "exact_match" not in metrics for metrics in reports)
+    assert "turned-words: promoted, trial" in shell.ok("promote", "turned")
+    (champion,) = json.loads(shell.ok("show", "turned-words", "--json"))
+    metrics = champion["candidate"]["validation_metrics"]
+    assert set(metrics) == {"exact_match", "token_f1", "loss", "unparsed", "unended"}
+    assert metrics["exact_match"] > 0.3
+    assert champion["candidate"]["test_metrics"]["exact_match"] > 0.3
+    answers = json.loads(shell.ok("predict", "turned-words", "w1 w2", "w7 w5", "w3 w3", "--json"))
+    assert [answer["text"] for answer in answers] == ["w1 w2", "w7 w5", "w3 w3"]
+    assert all(answer["label"] and answer["score"] is None for answer in answers)
+    pulled = Path(shell.ok("pull", "turned-words").strip())
+    manifest = json.loads((pulled / "manifest.json").read_text())
+    assert manifest["task"]["settings"]["generation"] == {"max_new_tokens": 4, "stop": []}
+    constant, *alone = folder.baselines() or ()
+    assert [constant.name, *(it.name for it in alone)] == ["constant", "zero-shot", "4-shot"]
+    (tested,) = (it for it in alone if it.test_metrics)
+    card = (pulled / "README.md").read_text()
+    score = f"{tested.test_metrics['exact_match']:.4f}"
+    assert f"| the untouched base, {tested.name}, asked in the same way | {score}" in card
+    for part in ("AutoModelForCausalLM.from_pretrained", "| unended |", "trials were compared by `loss`."):
+        assert part in card
+
+
 @pytest.mark.long(part="search")
 def test_a_kind_from_outside_is_searched_promoted_and_asked(shell, agree):
     checked = shell.ok("check", "pairs.yaml", "--data")
     assert "maximize exact_match, trials by loss" in checked
-    assert (
-        "up to 4 candidates answer all 40 validation rows; the untouched base answers up to 200 of them in 2 ways"
-        in checked
-    )
+    assert "up to 4 candidates answer all 40 validation rows; the untouched base answers up to 200 of them" in checked
     shell.ok("launch", "pairs.yaml", "--name", "pairs")
     agree("pairs", 4)
     folder = StudyFolder.open("pairs")
     records = folder.journal().records.values()
     complete = [record for record in records if record.state is TrialState.COMPLETE]
-    assert {(r.reason, r.reports[-1].step) for r in records if r.state is TrialState.PRUNED} == {
-        ("it was the second one at step 4", 4)
-    }
-    assert len(complete) == 2
+    pruned = {(r.reason, r.reports[-1].step) for r in records if r.state is TrialState.PRUNED}
+    assert (len(complete), pruned) == (2, {("it was the second one at step 4", 4)})
     assert all(r.reports[-1].size.head_parameters == 0 < r.reports[-1].size.r_parameters for r in complete)
     assert isinstance((folder.baselines() or ())[0].answer, str)
     assert all(set(report.metrics) == {"loss"} for record in records for report in record.reports)
@@ -99,9 +147,7 @@ def test_a_kind_from_outside_is_searched_promoted_and_asked(shell, agree):
     answers = json.loads(shell.ok("predict", "first-and-last", "w1 w2", "w4 w5", "--json"))
     assert [answer["text"] for answer in answers] == ["w1 w2", "w4 w5"]
     assert all(len(answer["label"].split()) == 2 and answer["score"] is None for answer in answers)
-    card = (Path(shell.ok("pull", "first-and-last").strip()) / "README.md").read_text()
-    assert "transformers.AutoModelForCausalLM.from_pretrained" in card
-    assert "pipeline_tag: text-generation" in card
+    assert "pipeline_tag: text-generation" in Path(shell.ok("pull", "first-and-last").strip(), "README.md").read_text()
 
 
 def test_its_keys_are_held_to_its_own_laws(shell):

@@ -1,16 +1,17 @@
-"""The registry on a real MLflow server: promoters that meet, leases whose owners died, accounts."""
+"""A real MLflow server: promoters that meet, runs and adapters, kill -9 at bad moments; and what two make at once."""
 
 from __future__ import annotations
 
 import concurrent.futures
 import json
+import logging
 import os
+import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import requests
@@ -20,35 +21,35 @@ from mlflow.exceptions import RestException
 from support.ports import free_port
 from support.sealed import promote as promote_folder
 from support.servers import Server
-from support.toys import TASK, adapter, candidate
+from support.shell import until
+from support.toys import HYPERPARAMETERS, TASK, adapter, candidate
+from support.tracked import Tracked
 
 import loraxs_search
 from loraxs_search.base_model.locate import locate
-from loraxs_search.errors import RegistryError
+from loraxs_search.errors import RegistryError, TrackingError
 from loraxs_search.factors.store import FactorStore
 from loraxs_search.mlflow_uri import ensure_experiment
 from loraxs_search.records.codec import to_json
-from loraxs_search.records.search import Decision, PromotionRule
+from loraxs_search.records.search import Decision, PromotionRule, SearchPlan
 from loraxs_search.records.task import BaseModelRef
+from loraxs_search.records.trial import AdapterSize, TrialReport, TrialState
 from loraxs_search.registry import changes
 from loraxs_search.registry.changes import Promoter
 from loraxs_search.registry.factor_sets import factors_at
+from loraxs_search.registry.manifest import folder_digest, verify
 from loraxs_search.registry.pull import pull
-from loraxs_search.registry.store import DECISIONS
-from loraxs_search.tracking.store import connect
+from loraxs_search.registry.store import DECISIONS, Registry
+from loraxs_search.tracking.store import connect, ensure_store
 
 pytestmark = pytest.mark.slow
-TESTS = Path(__file__).parents[1]
 
 
-def promote(uri: str, name: str, folder: Path, **changes: Any) -> None:
-    """Promote an adapter as the first of a task."""
-    task = replace(TASK, name=name)
-    made = adapter(folder, "t0", task=task, **changes)
-    won = replace(candidate("t0", 0.8), task=name)
-    assert (
-        Promoter(uri, name).promote(PromotionRule(confidence=0, require="constant"), task, [won], {"t0": made})[1] == 1
-    )
+def promote(uri: str, trial_id: str, score: float, made: Path, name: str = TASK.name) -> int | None:
+    """Offer an adapter to a task; return the version that it becomes, None if it is refused."""
+    task, won = replace(TASK, name=name), replace(candidate(trial_id, score), task=name)
+    rule = PromotionRule(confidence=0, require="constant")
+    return Promoter(uri, name).promote(rule, task, [won], {trial_id: made})[1]
 
 
 def lease_of(client: MlflowClient, task: str) -> tuple[str, str]:
@@ -119,20 +120,28 @@ def test_two_runs_of_a_task_have_one_lease_and_all_decisions(mlflow_server):
         assert [decision.number for decision in record.registry.decisions(name)] == [1, 2]
 
 
+LIGHT = """
+import os, sys
+from loraxs_search.registry.pull import pull
+from loraxs_search.registry.store import Registry
+print(pull("cached", uri=sys.argv[1]))
+assert "cached" in [found.task for found in Registry(sys.argv[1]).summaries()]
+assert "mlflow" not in sys.modules and "numpy" not in sys.modules
+os.environ["LORAXS_HOME"] = sys.argv[2]
+pull("with-factors", uri=sys.argv[1])
+assert "mlflow" not in sys.modules
+"""
+
+
 def test_pulling_and_listing_load_no_mlflow(mlflow_server, tmp_path, monkeypatch):
     """Factors that a home lacks come from the server, too."""
+    uri = mlflow_server.uri
     key, checksum = FactorStore().identify(torch.randn(12, 10, generator=torch.Generator().manual_seed(3)), rank=4)
-    promote(mlflow_server.uri, "cached", tmp_path / "t0")
-    promote(mlflow_server.uri, "with-factors", tmp_path / "t1", factors={key: checksum})
-    pulled = pull("cached", uri=mlflow_server.uri)
-    code = "import os, sys\nfrom loraxs_search.registry.pull import pull\n"
-    code += "from loraxs_search.registry.store import Registry\n"
-    code += "print(pull('cached', uri=sys.argv[1]))\n"
-    code += "assert 'cached' in [found.task for found in Registry(sys.argv[1]).summaries()]\n"
-    code += "assert 'mlflow' not in sys.modules and 'numpy' not in sys.modules\n"
-    code += "os.environ['LORAXS_HOME'] = sys.argv[2]; pull('with-factors', uri=sys.argv[1])\n"
-    code += "assert 'mlflow' not in sys.modules"
-    command = [sys.executable, "-c", code, mlflow_server.uri, str(tmp_path / "elsewhere")]
+    for name, factors in {"cached": {}, "with-factors": {key: checksum}}.items():
+        made = adapter(tmp_path / name, "t0", task=replace(TASK, name=name), factors=factors)
+        assert promote(uri, "t0", 0.8, made, name) == 1
+    pulled = pull("cached", uri=uri)
+    command = [sys.executable, "-c", LIGHT, uri, str(tmp_path / "elsewhere")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(pulled)
@@ -141,8 +150,118 @@ def test_pulling_and_listing_load_no_mlflow(mlflow_server, tmp_path, monkeypatch
     monkeypatch.setenv("LORAXS_HOME", str(tmp_path / "another"))
     assert not factors_at(key, checksum, unchecked=True)
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "any")  # what plain requests do not know: MLflow's client asks
-    pull("with-factors", uri=mlflow_server.uri)
+    pull("with-factors", uri=uri)
     assert factors_at(key, checksum, unchecked=True)
+
+
+# ---- a server that dies ----------------------------------------------------------------------------------------------
+def test_a_server_killed_in_the_middle_and_started_again_lacks_and_doubles_nothing(mlflow_server, tmp_path, caplog):
+    """While it is away, what was pulled before is there."""
+    server, uri, task = mlflow_server, mlflow_server.uri, "toy"
+    ensure_store(uri)
+    made = {trial_id: adapter(tmp_path / trial_id, trial_id) for trial_id in ("t0", "t1", "t2")}
+    scores = {"t0": 0.8, "t1": 0.7, "t2": 0.9}
+    assert [promote(uri, trial_id, score, made[trial_id]) for trial_id, score in scores.items()] == [1, None, 2]
+    assert [past.promoted for past in Registry(uri).history(task)] == [True, False, True]
+    pulled = pull(task, uri=uri)
+    assert pulled.name == folder_digest(made["t2"])
+    assert [verify(path).trial_id for path in (pulled, pull(f"{task}:1", uri=uri))] == ["t2", "t0"]
+
+    tracker = Tracked("s1", tmp_path / "study", uri, "killed")
+
+    def report(trial_id: str, *steps: int) -> None:
+        for step in steps:
+            size = AdapterSize(16, 10, 400)
+            tracker.trial_reported(TrialReport(trial_id, step, {"accuracy": step / 1000}, 0.5, 1.0, 100, size))
+
+    def trial(trial_id: str) -> None:
+        tracker.trial_started(trial_id, {"rank": 4}, HYPERPARAMETERS)
+        report(trial_id, 40, 80)
+        tracker.trial_finished(trial_id, TrialState.COMPLETE, "ran all steps", 2.0)
+
+    tracker.search_started("task: {}\n", SearchPlan())
+    tracker.trial_started("long", {"rank": 4}, HYPERPARAMETERS)
+    report("long", 40)
+    trial("before")
+    assert tracker.flush(60)
+    server.kill()
+    report("long", 80)
+    trial("during")
+    assert not tracker.flush(3)
+    assert tracker.trouble is not None
+    with caplog.at_level(logging.WARNING):
+        assert pull(task, uri=uri) == pulled
+    assert "using the cached toy" in caplog.text
+    with pytest.raises(TrackingError):
+        pull(f"{task}:2", uri=uri)
+
+    server.start()
+    report("long", 120)
+    trial("after")
+    tracker.search_finished("FINISHED", {"best": 0.1})
+    assert tracker.close(60)
+    client, points = connect(uri), dict[str, list[list[int]]]()
+    experiment_id = client.get_experiment_by_name("killed").experiment_id
+    for run in client.search_runs([experiment_id], "tags.`loraxs.kind` = 'trial'"):
+        histories = [client.get_metric_history(run.info.run_id, key) for key in ("accuracy", "wall_s")]
+        assert run.data.tags["trial_id"] not in points
+        points[run.data.tags["trial_id"]] = [sorted(point.step for point in history) for history in histories]
+    ended = [[40, 80], [0]]
+    assert points == {"long": [[40, 80, 120], []], "before": ended, "during": ended, "after": ended}
+
+
+def test_the_ui_serves_the_embedded_store_until_interrupted(store_uri, make_mlflow_server):
+    server, code = make_mlflow_server(), "import sys; from loraxs_search.tracking.store import run_ui; "
+    code += "sys.exit(run_ui(sys.argv[1], port=int(sys.argv[2])))"
+    command = [sys.executable, "-c", code, store_uri, str(server.port)]
+    with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}) as process:
+        until(server.answers)
+        assert [e.name for e in connect(server.uri).search_experiments()] == ["Default"]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 0
+    assert not server.answers()
+
+
+# ---- two that make the same at once get the one whole thing ----------------------------------------------------------
+FACTORS = """
+import sys, time
+from pathlib import Path
+import torch
+from loraxs_search.factors.store import FactorStore
+root, gate = Path(sys.argv[1]), Path(sys.argv[2])
+weight = torch.randn(200, 300, generator=torch.Generator().manual_seed(0))
+print("ready", flush=True)
+while not gate.exists():
+    time.sleep(0.001)
+print(FactorStore(root).get(weight, rank=64).left.double().sum().item())
+"""
+
+
+def test_processes_that_compute_the_same_key_at_once_end_with_one_good_file(tmp_path):
+    root, gate = tmp_path / "factors", tmp_path / "gate"
+    command = [sys.executable, "-c", FACTORS, str(root), str(gate)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    runs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) for _ in range(2)]
+    for run in runs:
+        assert run.stdout is not None
+        assert run.stdout.readline() == "ready\n"
+    gate.touch()
+    (answer,) = {run.communicate(timeout=60)[0] for run in runs}
+    assert [run.returncode for run in runs] == [0, 0]
+    (file,) = (path for path in root.rglob("*") if path.is_file())
+    assert file.suffix == ".safetensors"
+    weight = torch.randn(200, 300, generator=torch.Generator().manual_seed(0))
+    assert FactorStore(root).get(weight, rank=64).left.double().sum().item() == float(answer)
+
+
+def test_two_at_once_create_one_store_whole(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "new folder"
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        list(threads.map(ensure_store, [uri := f"sqlite:///{folder / 'mlflow.db'}"] * 2))
+    assert [e.artifact_location for e in connect(uri).search_experiments()] == [str(folder / "artifacts" / "0")]
+    assert sorted(p.name for p in folder.iterdir()) == ["mlflow.db", "mlflow.db.lock"]
+    assert [*tmp_path.iterdir()] == [folder]  # nothing in the working directory
 
 
 # ---- MLflow's own server ---------------------------------------------------------------------------------------------
