@@ -24,9 +24,7 @@ from support.ports import free_port
 from support.said import Said
 from support.servers import MlflowServer
 from support.shell import Shell
-from support.spaces import QUICKSTART, SMOLLM2, SPACE
-
-SHIPPED = Path(__file__).parents[1] / "search_spaces"
+from support.spaces import QUICKSTART, REVIEWS, SMOLLM2, SPACE
 
 # Machines are noisy, and pytest-timeout ends what hangs. `make explore` looks for new examples.
 hypothesis.settings.register_profile("here", deadline=None, derandomize="LORAXS_EXPLORE" not in os.environ)
@@ -200,23 +198,6 @@ def descendants():
     return find
 
 
-@pytest.fixture
-def make_mlflow_server(store_template, tmp_path):
-    """Make servers, not yet started; those still running are killed at the end."""
-    made: list[MlflowServer] = []
-
-    def make() -> MlflowServer:
-        folder = tmp_path / f"server-{len(made)}"
-        folder.mkdir()
-        shutil.copy(store_template, folder / "server.db")
-        made.append(MlflowServer(folder))
-        return made[-1]
-
-    yield make
-    for server in made:
-        server.kill()
-
-
 @pytest.fixture(scope="session")
 def mlflow_server(store_template, tmp_path_factory):
     """The one server of all tests that need no other, started: who kills it starts it again."""
@@ -349,22 +330,20 @@ def wheel(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def few_reviews(tmp_path_factory):
-    """Options that leave of the shipped reviews the first rows alone: a search scores all of its own at the end."""
-    folder, few = tmp_path_factory.mktemp("reviews"), {"train": 600, "validation": 200, "test": 400}
-    for split, count in few.items():
-        with gzip.open(SHIPPED / "data" / "movie_reviews" / f"{split}.jsonl.gz", "rt") as rows:
-            (folder / f"{split}.jsonl").write_text("".join(itertools.islice(rows, count)))
-    return [part for split in few for part in ("--set", f"task.data.data_files.{split}={folder / split}.jsonl")]
+def searched(warm_home, sized_down, tmp_path_factory):
+    """The one search that the tests of the command line and of the documents share.
 
-
-@pytest.fixture(scope="session")
-def searched(warm_home, sized_down, few_reviews, tmp_path_factory):
-    """The one search that the tests of the command line and of the documents share."""
+    It scores all of its rows at the end: of the shipped reviews it has the first ones alone.
+    """
     from support.in_process import InProcess
 
+    folder, few = tmp_path_factory.mktemp("reviews"), list[str]()
+    for split, count in {"train": 600, "validation": 200, "test": 400}.items():
+        with gzip.open(REVIEWS / f"{split}.jsonl.gz", "rt") as rows:
+            (folder / f"{split}.jsonl").write_text("".join(itertools.islice(rows, count)))
+        few += ["--set", f"task.data.data_files.{split}={folder / split}.jsonl"]
     shell = InProcess(warm_home, tmp_path_factory.mktemp("elsewhere"))
-    launched = shell.run("launch", "movie_reviews", "--name", "reviews", *sized_down, *few_reviews)
+    launched = shell.run("launch", "movie_reviews", "--name", "reviews", *sized_down, *few)
     assert launched.returncode == 0, launched.stderr
     promoted = shell.run("promote")
     assert promoted.returncode == 0, promoted.stderr

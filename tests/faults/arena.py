@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 from support.boxes import Box, Boxes, boxes, no_boxes
-from support.object_stores import BUCKET
+from support.servers import BUCKET
 
 from faults import disks, nodes, stores
 from faults.history import History, Op

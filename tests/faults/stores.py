@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from support import servers
-from support.object_stores import BUCKET, no_seaweedfs, seaweedfs_server
 from support.ports import free_port
-from support.servers import Server, postgres
+from support.servers import BUCKET, Server, no_postgres, no_seaweedfs, postgres, responds, seaweedfs_server
 
 
 @dataclass
@@ -33,7 +29,7 @@ class TeamStore:
 
 def no_team_store() -> str | None:
     """Say why the three cannot run here; None when they can."""
-    return servers.no_postgres() or no_seaweedfs()
+    return no_postgres() or no_seaweedfs()
 
 
 @contextlib.contextmanager
@@ -48,7 +44,7 @@ def team_store(folder: Path, host: str = "127.0.0.1") -> Iterator[TeamStore]:
         command += ["--artifacts-destination", f"s3://{BUCKET}/mlflow"]
         env = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"} | s3_env
         env["MLFLOW_S3_ENDPOINT_URL"] = env.pop("AWS_ENDPOINT_URL")
-        mlflow = Server(command, folder / "mlflow.log", lambda: _is_up(f"{uri}/health"), env)
+        mlflow = Server(command, folder / "mlflow.log", lambda: responds(f"{uri}/health"), env)
         try:
             s3.start()
             mlflow.start()
@@ -56,11 +52,3 @@ def team_store(folder: Path, host: str = "127.0.0.1") -> Iterator[TeamStore]:
         finally:
             mlflow.kill()
             s3.kill()
-
-
-def _is_up(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2):
-            return True
-    except OSError:
-        return False

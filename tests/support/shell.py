@@ -11,6 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
+def clean_variables(**variables: str) -> dict[str, str]:
+    """Return the environment of a process that finds nothing of ours."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    return kept | {"HF_HUB_OFFLINE": "1"} | variables
+
+
 def start(home: Path, *arguments: str) -> subprocess.Popen[str]:
     """Start the command line in a session of its own."""
     return subprocess.Popen(

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from support.tls import https_server
+from support.servers import https_server
 
 from loraxs_search.errors import LoraxsError, TrackingError
 from loraxs_search.mlflow_uri import artifact_root, check_server, get, redact, resolve_uri, sqlite_path

@@ -4,8 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import object_stores
-from support.environments import kept_in
+from support import servers
 
 from loraxs_search.log.clock import Clock
 from loraxs_search.studies import lease, mirror
@@ -38,19 +37,19 @@ def make_clock():
 
 @pytest.fixture(scope="session")
 def seaweedfs(tmp_path_factory):
-    with object_stores.seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as variables:
+    with servers.seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as variables:
         yield variables
 
 
 @pytest.fixture(scope="session")
 def azurite(tmp_path_factory):
-    with object_stores.azurite(folder := tmp_path_factory.mktemp("azurite"), kept_in(folder)) as variables:
+    with servers.azurite(tmp_path_factory.mktemp("azurite")) as variables:
         yield variables
 
 
 @pytest.fixture(scope="session")
 def google():
-    with object_stores.google() as variables:
+    with servers.google() as variables:
         yield variables
 
 
@@ -68,7 +67,7 @@ def each_storage(request, tmp_path, monkeypatch):
     for name, value in request.getfixturevalue(request.param).items():
         monkeypatch.setenv(name, value)
     scheme = {"azurite": "az", "google": "gs"}.get(request.param, "s3")
-    return Storage(f"{scheme}://{object_stores.BUCKET}/{tmp_path.name}/studies of mine")
+    return Storage(f"{scheme}://{servers.BUCKET}/{tmp_path.name}/studies of mine")
 
 
 @pytest.fixture

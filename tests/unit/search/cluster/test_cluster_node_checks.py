@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support.tls import https_server
+from support.servers import https_server
 
 from loraxs_search.errors import ClusterError
 from loraxs_search.search.cluster import doctor, node_checks
