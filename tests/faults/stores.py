@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from support.ports import free_port
-from support.servers import BUCKET, Server, no_postgres, no_seaweedfs, postgres, responds, seaweedfs_server
+from support.servers import BUCKET, Server, no_postgres, postgres, responds, seaweedfs_server
 
 
 @dataclass
@@ -29,7 +29,7 @@ class TeamStore:
 
 def no_team_store() -> str | None:
     """Say why the three cannot run here; None when they can."""
-    return no_postgres() or no_seaweedfs()
+    return no_postgres()
 
 
 @contextlib.contextmanager

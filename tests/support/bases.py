@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from transformers import (
     BertConfig,
     Gemma2Config,
     Gemma3TextConfig,
+    GPT2Config,
     LlamaConfig,
     MistralConfig,
     PretrainedConfig,
@@ -23,6 +24,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
+    RobertaConfig,
     XLNetConfig,
 )
 
@@ -134,3 +136,21 @@ def word_tokenizer(tokens: Sequence[str], max_length: int = 32, **special: Any) 
     given = {"pad_token": "[PAD]", "unk_token": "[UNK]", "model_max_length": max_length, **special}
     inputs = ["input_ids", "attention_mask"]
     return PreTrainedTokenizerFast(tokenizer_object=raw, model_input_names=inputs, **given)
+
+
+# ---- classifiers of four builds, for what needs the tuner alone ------------------------------------------------------
+VOCAB = 64
+_TINY = {"vocab_size": VOCAB, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "pad_token_id": 0}
+_GPT2 = {"vocab_size": VOCAB, "n_embd": 24, "n_layer": 2, "n_head": 2, "eos_token_id": 1, "bos_token_id": 1}
+FAMILIES: dict[str, Callable[[], PretrainedConfig]] = {
+    "bert": lambda: BertConfig(**_TINY, intermediate_size=40),
+    "roberta": lambda: RobertaConfig(**_TINY, intermediate_size=40),
+    "gpt2": lambda: GPT2Config(**_GPT2, pad_token_id=0),
+    "llama": lambda: LlamaConfig(**_TINY, intermediate_size=40),
+}
+
+
+def small_classifier(family: str = "bert", seed: int = 0) -> PreTrainedModel:
+    """Return a classifier in evaluation mode with weights drawn from a seed."""
+    torch.manual_seed(seed)
+    return AutoModelForSequenceClassification.from_config(FAMILIES[family]()).eval()

@@ -22,7 +22,16 @@ from pathlib import Path
 
 _ROOT = Path(__file__).parents[2]
 _NAMESPACES = ("--net", "--uts", "--pid", "--mount", "--ipc")
-_SSHD = Path("/usr/sbin/sshd")
+_SSHD_CONFIG = """
+HostKey {folder}/host_key
+AuthorizedKeysFile {folder}/key.pub
+PidFile none
+UsePAM no
+StrictModes no
+PasswordAuthentication no
+PermitRootLogin prohibit-password
+Subsystem sftp internal-sftp
+"""
 _USER_ID = 4242
 
 
@@ -39,11 +48,6 @@ def no_boxes() -> str | None:
         if done.returncode != 0:
             return f"no right to make namespaces and networks: {done.stderr.strip()}"
     return None
-
-
-def no_sshd() -> str | None:
-    """Say why boxes cannot run sshd; None when they can."""
-    return None if _SSHD.exists() else "sshd (Debian package openssh-server) is not installed"
 
 
 # ---- one box ---------------------------------------------------------------------------------------------------------
@@ -205,10 +209,17 @@ def boxes(count: int, *, show: Sequence[Path] = (), users: Sequence[str] = (), s
     try:
         _write_accounts(folder, count, net, users)
         if sshd:
-            _make_keys(folder)
+            for key in ("host_key", "key"):
+                subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / key], check=True)
+            (folder / "sshd_config").write_text(_SSHD_CONFIG.format(folder=folder))
         for number in range(1, count + 1):
             disk = folder / str(number)
-            _make_disk(disk, users)
+            for part in ("home", "root", "tmp", "run"):
+                (disk / part).mkdir(parents=True)
+            for user_id, user in enumerate(users, _USER_ID):
+                copied = shutil.copytree("/etc/skel", disk / "home" / user)
+                for path in (copied, *copied.rglob("*")):
+                    os.chown(path, user_id, user_id)
             script = _start_script(f"box{number}", f"{net}.{number}", disk, shown, sshd=sshd)
             made.boxes.append(Box(number, f"{net}.{number}", name, script, disk))
         _ip("link", "add", f"{name}b", "type", "bridge")
@@ -240,25 +251,6 @@ def _write_accounts(folder: Path, count: int, net: str, users: Sequence[str]) ->
         (folder / name).chmod(0o600 if name == "shadow" else 0o644)
 
 
-def _make_disk(disk: Path, users: Sequence[str]) -> None:
-    for part in ("home", "root", "tmp", "run"):
-        (disk / part).mkdir(parents=True)
-    for number, user in enumerate(users):
-        home = disk / "home" / user
-        shutil.copytree("/etc/skel", home)
-        for path in (home, *home.rglob("*")):
-            os.chown(path, _USER_ID + number, _USER_ID + number)
-
-
-def _make_keys(folder: Path) -> None:
-    for name in ("host_key", "key"):
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True)
-    (folder / "sshd_config").write_text(
-        f"HostKey {folder}/host_key\nAuthorizedKeysFile {folder}/key.pub\nPidFile none\nUsePAM no\nStrictModes no\n"
-        "PasswordAuthentication no\nPermitRootLogin prohibit-password\nSubsystem sftp internal-sftp\n"
-    )
-
-
 def _start_script(name: str, ip: str, disk: Path, shown: Sequence[Path], *, sshd: bool) -> str:
     """Return what the first process of a box runs; it reads the name of its interface."""
     own = {place: disk / place[1:] for place in ("/run", "/root", "/home", "/tmp")}  # /tmp has the disk: it comes last
@@ -278,7 +270,7 @@ def _start_script(name: str, ip: str, disk: Path, shown: Sequence[Path], *, sshd
     lines += ["mount -t tmpfs -o mode=1777 tmpfs /dev/shm"]
     if sshd:
         lines += ["mkdir /run/sshd"]
-        lines += [f"{_SSHD} -D -e -f {disk.parent}/sshd_config >>{disk}/sshd.log 2>&1 </dev/null &"]
+        lines += [f"/usr/sbin/sshd -D -e -f {disk.parent}/sshd_config >>{disk}/sshd.log 2>&1 </dev/null &"]
         lines += [f"until (: <>/dev/tcp/{ip}/22) 2>/dev/null; do kill -0 $!; sleep 0.05; done"]
     # Bash, as pid 1, collects those whose parents have ended.
     lines += ["echo ready", "sleep infinity </dev/null >/dev/null & wait"]

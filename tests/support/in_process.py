@@ -30,11 +30,13 @@ class InProcess(Shell):
     def run(self, *args: str, timeout_s: float = 600.0) -> subprocess.CompletedProcess[str]:
         if args[0] in SEARCHES:
             return super().run(*args, timeout_s=timeout_s)
-        out, err = _stream(), _stream()
+        out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
         with self.as_there(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), _talking():
             warnings.simplefilter("ignore")
             code = run(args)
-        return subprocess.CompletedProcess(self.command(*args), code, _text(out), _text(err))
+        out.seek(0)
+        err.seek(0)
+        return subprocess.CompletedProcess(self.command(*args), code, out.read(), err.read())
 
     @contextlib.contextmanager
     def as_there(self) -> Iterator[None]:
@@ -68,12 +70,3 @@ def _talking() -> Iterator[None]:
         yield
     finally:
         logging.getLogger().removeHandler(handler)
-
-
-def _stream() -> io.TextIOWrapper:
-    return io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
-
-
-def _text(stream: io.TextIOWrapper) -> str:
-    stream.seek(0)
-    return stream.read()

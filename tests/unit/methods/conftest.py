@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
-from support.classifiers import FAMILIES, VOCAB, small_classifier
+from support.bases import FAMILIES, VOCAB, small_classifier
 from support.families import families
 from support.sealed import manifest_of, seal
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from support.recorded_search import FACTS, begun, ended, finishing, reported, training
+from support.searched_studies import FACTS, begun, ended, finishing, reported, training
 
 from loraxs_search.log.events import (
     Phase,
