@@ -55,9 +55,11 @@ def make_adapter(
 
     Args:
         num_labels: Of a task that is made for it, unless one is given.
+        hyperparameters: All linear layers are adapted where these say nothing else.
     """
     import torch
 
+    from loraxs_search.base_model.layers import linear_modules
     from loraxs_search.base_model.load import load_model
     from loraxs_search.methods.verification import make_reference_logits
     from loraxs_search.tasks.kinds import kind_of
@@ -69,6 +71,8 @@ def make_adapter(
         source = DataSource()
         task = Task(f"task-{num_labels}", kind, source, "text", "label", metric, "maximize", (metric,), labels=labels)
     values: dict[str, Any] = {"init_std": 0.5, "learning_rate": 1e-3, "head_learning_rate": 1e-3}
+    if "target_modules" not in hyperparameters:
+        values["target_modules"] = tuple(module.name for module in linear_modules(base, kind_of(task).model))
     hyper = Hyperparameters(**{**values, "seed": seed, **hyperparameters})
     model = attach(load_model(base, kind_of(task).model), TrialSpec("0", {}, hyper))
     draw = torch.Generator().manual_seed(seed)

@@ -10,34 +10,72 @@ import threading
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.studies import study
-from transformers import PreTrainedTokenizerFast
+from support.toy_language import choosing, save_base, writing
+from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 import loraxs_search
 from loraxs_search import AdapterBank
 from loraxs_search.base_model.load import load_model
+from loraxs_search.base_model.locate import locate
 from loraxs_search.errors import BaseModelError, IntegrityError, RegistryError, StudyError, TaskDataError, UsageError
-from loraxs_search.factors.compute import Factors
 from loraxs_search.factors.store import FactorStore, write_factors
 from loraxs_search.home import factor_path
 from loraxs_search.methods import get_method
 from loraxs_search.methods.loading import load_adapter_folder
 from loraxs_search.methods.loraxs import LoraXSConfig, use_factor_store
 from loraxs_search.methods.verification import body_fingerprint
+from loraxs_search.predictor import Predictor
 from loraxs_search.records.adapter import Manifest
 from loraxs_search.records.codec import from_json
-from loraxs_search.records.task import DataSource, Task
+from loraxs_search.records.task import BaseModelRef, DataSource, Task, TaskModel
 from loraxs_search.registry.factor_sets import install_factors
 from loraxs_search.tasks.kinds import classifier
 from loraxs_search.tasks.prepared import encode
 
-from .conftest import TARGETS
-
+TARGETS = tuple(f"bert.encoder.layer.{i}.attention.self.{part}" for i in (0, 1) for part in ("query", "value"))
 R_BYTES, HEAD_BYTES = 4 * 4 * 4 * len(TARGETS), 4 * (2 * 32 + 2)
+LANGUAGE_MODEL = TaskModel("AutoModelForCausalLM")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _factor_store(tmp_path_factory):
+    with use_factor_store(FactorStore(tmp_path_factory.mktemp("factors"))):
+        yield
+
+
+@pytest.fixture(scope="module")
+def base(tiny_base):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORAXS_HOME", str(tiny_base.parent / "base-home"))
+        return locate(BaseModelRef(str(tiny_base)))
+
+
+@pytest.fixture(scope="module")
+def folders(base, make_adapter, tmp_path_factory):
+    """Three adapters of one shape and one of another."""
+    kinds = {
+        "a": {"rank": 4},
+        "b": {"rank": 4, "scale": 2.0},
+        "c": {"rank": 4, "sigma": "none"},
+        "d": {"rank": 2, "num_labels": 3},
+    }
+    folder = tmp_path_factory.mktemp("adapters")
+    return {
+        name: make_adapter(folder / name, base, seed=seed, target_modules=TARGETS, **kind)
+        for seed, (name, kind) in enumerate(kinds.items())
+    }
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    ids = torch.randint(1000, 20000, (6, 7), generator=torch.Generator().manual_seed(2))
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 @pytest.fixture
@@ -75,13 +113,11 @@ def test_a_bank_of_folders_finds_its_base(base, folders, in_warm_home, inputs):
 
 # ---- texts -----------------------------------------------------------------------------------------------------------
 def test_texts_of_several_tasks_are_one_batch(bank, folders, base):
-    from loraxs_search.api import predict
-
     texts = ["a moving, funny film", "two hours of my life that I will never get back", "so so", "no"]
     names = ["d", "a", "b", "d"]
     found = bank.predict(names, texts)
     for name, text, prediction in zip(names, texts, found, strict=True):
-        (expected,) = predict(str(folders[name]), [text])
+        (expected,) = loraxs_search.predict(str(folders[name]), [text])
         assert (prediction.text, prediction.label) == (text, expected.label)
         assert prediction.score == pytest.approx(expected.score, abs=1e-5)
 
@@ -281,13 +317,6 @@ def test_a_bank_is_a_dictionary_that_forgets_the_least_recently_used(base, folde
         small.load("a", folders["a"])
 
 
-# ---- factors of another machine --------------------------------------------------------------------------------------
-def _flipped(factors: Factors) -> Factors:
-    """The same subspace with other signs, as another machine may find it."""
-    signs = torch.tensor([-1.0, 1.0]).repeat(factors.rank)[: factors.rank]
-    return dataclasses.replace(factors, left=factors.left * signs, right=factors.right * signs[:, None])
-
-
 def test_adapters_of_other_methods_are_refused_with_the_way_to_serve_them(bank, base, make_adapter, tmp_path):
     before = bank.names
     for method, own, remedy in [
@@ -303,13 +332,14 @@ def test_adapters_of_other_methods_are_refused_with_the_way_to_serve_them(bank, 
 
 
 def test_adapters_of_two_machines_share_a_bank(base, make_adapter, tmp_path, inputs):
+    """The other one found the same subspaces with other signs."""
     plain, there = FactorStore(tmp_path / "plain"), FactorStore(tmp_path / "there")
-    model = load_model(base, classifier(2))
+    model, signs = load_model(base, classifier(2)), torch.tensor([-1.0, 1.0]).repeat(16)
     for name in TARGETS:
         weight = model.get_submodule(name).weight.detach()
-        rank = min(64, *weight.shape)
-        key, _ = plain.identify(weight, rank=rank)
-        write_factors(factor_path(key, there.root), _flipped(plain.get(weight, rank=rank)))
+        own = plain.get(weight, rank=32)
+        flipped = dataclasses.replace(own, left=own.left * signs, right=own.right * signs[:, None])
+        write_factors(factor_path(plain.identify(weight, rank=32)[0], there.root), flipped)
     settings = {"rank": 4, "target_modules": TARGETS}
     with use_factor_store(there):
         elsewhere = make_adapter(tmp_path / "elsewhere", base, **settings)
@@ -326,3 +356,101 @@ def test_adapters_of_two_machines_share_a_bank(base, make_adapter, tmp_path, inp
         found = bank.logits(["own", "elsewhere"] * 3, inputs)
         assert close(found[1::2], list(expected[1::2]))
         assert close(found[::2], list(load_adapter_folder(own)(**inputs).logits[::2]))
+
+
+# ---- adapters that write and choose ----------------------------------------------------------------------------------
+TASKS = {
+    "one": writing(prompt="say {words}"),
+    "two": writing(prompt="{first} say {second}"),
+    "listed": choosing(options="choices"),
+    "four": choosing(options=["{a}", "{b}", "{c}", "{d}"]),
+}
+
+
+@pytest.fixture(scope="module")
+def writers(make_adapter, tmp_path_factory):
+    """A bank of adapters of a toy language."""
+    folder = tmp_path_factory.mktemp("writing")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORAXS_HOME", str(folder / "home"))
+        save_base(folder / "base")
+        base = locate(BaseModelRef(str(folder / "base")))
+        bank = AdapterBank(base, task_model=LANGUAGE_MODEL)
+        for name, task in TASKS.items():
+            bank.load(name, make_adapter(folder / name, base, task=task, seed=3, rank=4))
+        yield bank
+
+
+ROWS = [
+    ("one", "", "must be given text to read, but row 1 of the request has none", "leave out"),
+    ("one", float("nan"), "must be given one text per row, but the request has nan", "as a str in Python"),
+    ("two", "w1", "must be given two texts per row, but got 'w1'", "a row is first then second"),
+    ("listed", ("w1", "w2"), "the options of a row must be two or more", "correct or remove"),
+    ("listed", ("w1", "w2 | " + "w3 " * 40), "must fit `max_length` with a token of its prompt", "raise"),
+    ("four", ("w1", "w2", "w3"), "5 texts per row, but got ('w1', 'w2', 'w3')", "words then a then b"),
+]
+
+
+def test_a_row_that_does_not_fit_its_task_is_named(writers):
+    for name, row, message, hint in ROWS:
+        with pytest.raises(TaskDataError) as error:
+            writers.predict(name, [row])
+        assert message in str(error.value)
+        assert hint in str(error.value.hint)
+    for row in ((" ", ""), ("w1", None), ("w1", "w2 | " + "w3 " * 40)):  # counted over several tasks
+        with pytest.raises(TaskDataError, match=r"\brow 3\b"):
+            writers.predict(["one", "listed", "listed"], ["w1", ("w1", "w2 | w3"), row])
+
+
+def test_a_base_that_ends_answers_elsewhere_is_refused(make_adapter, tmp_path):
+    save_base(tmp_path / "base")
+    base = locate(BaseModelRef(str(tmp_path / "base")))
+    old = make_adapter(tmp_path / "old", base, task=TASKS["one"], rank=4)
+    new = make_adapter(tmp_path / "new", base, task=TASKS["one"], rank=4)
+    written = json.loads((new / "manifest.json").read_text()) | {"ends": ["[END]"]}
+    (new / "manifest.json").write_text(json.dumps(written))
+    Predictor(new).load()
+    AdapterBank(base, task_model=LANGUAGE_MODEL).load("new", new)
+    GenerationConfig(eos_token_id=[2, 3]).save_pretrained(base.path)
+    Predictor(old).load()  # of a version that stored no ends
+    bank = AdapterBank(base, task_model=LANGUAGE_MODEL)
+    bank.load("old", old)
+    for load in (Predictor(new).load, lambda: bank.load("new", new), lambda: load_adapter_folder(new)):
+        with pytest.raises(BaseModelError) as error:
+            load()
+        assert "revision" in str(error.value.hint)
+    assert bank.names == ["old"]
+
+
+def test_values_are_read_as_in_training(writers):
+    for number, text in ((3, "3"), (2.0, "2"), (np.float64(2.5), "2.5"), (True, "true")):
+        assert [one.label for one in writers.predict("one", [number])] == [writers.predict("one", [text])[0].label]
+    assert writers.predict("two", [("w1", 4)])[0].label == writers.predict("two", [("w1", "4")])[0].label
+    assert (
+        writers.predict("listed", [(3, ["w2", "w3"])])[0].label
+        == writers.predict("listed", [("3", "w2 | w3")])[0].label
+    )
+
+
+def test_each_row_of_a_table_has_the_columns_of_its_task(writers):
+    table = pd.DataFrame(
+        {
+            "first": ["w4", None, None],
+            "choices": [None, ["w2", "w3"], None],
+            "second": ["w5", None, None],
+            "words": [None, "w1", "w6"],
+        }
+    )
+    rows = [("w4", "w5"), ("w1", ["w2", "w3"]), "w6"]
+    assert writers.predict(["two", "listed", "one"], table) == writers.predict(["two", "listed", "one"], rows)
+    with pytest.raises(UsageError, match="must have the column a, which the task reads"):
+        writers.predict("four", table)
+    with pytest.raises(UsageError, match="got 1 for 3"):
+        writers.predict(["one"], table)
+
+
+def test_rows_without_a_mask_are_whole(writers):
+    ids = torch.tensor([[3, 4, 5], [6, 7, 8]])
+    masked = writers.logits(["one", None], {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    for found, expected in zip(writers.logits(["one", None], {"input_ids": ids}), masked, strict=True):
+        torch.testing.assert_close(found, expected)

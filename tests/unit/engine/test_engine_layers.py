@@ -6,6 +6,7 @@ import itertools
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -86,56 +87,47 @@ def test_rows_and_gradients_are_those_of_each_row_alone(kind, slots, first, seco
     with pytest.MonkeyPatch.context() as patch:
         if many:
             patch.setattr(packed, "_MOST_BY_EVERY_CORE", 0)
-        check_rows(base, context, layer, updates, cores, slots, positions)
+        for worker in range(WORKERS):
+            x = torch.randn(len(slots), *positions, IN, dtype=torch.float64, requires_grad=True)
+            x_alone = x.detach().clone().requires_grad_()
+            with context.computing(row_map(slots, worker)):
+                y = layer(x)
+            rows = zip(x_alone, slots, strict=True)
+            expected = torch.stack(
+                [
+                    base(row) + sum(u.row(row, slot, own) for u, own in zip(updates, cores, strict=True))
+                    for row, slot in rows
+                ]
+            )
+            torch.testing.assert_close(y, expected)
+            with torch.inference_mode(), context.computing(row_map(slots, worker)):
+                torch.testing.assert_close(layer(x.detach()), y.detach())
+            weights = torch.randn_like(expected)
+            (y * weights).sum().backward()
+            (expected * weights).sum().backward()
+            torch.testing.assert_close(x.grad, x_alone.grad)
+        for update, own in zip(updates, cores, strict=True):
+            expected = torch.zeros_like(own) if own.grad is None else own.grad
+            torch.testing.assert_close(update.grads.sum(0), expected)
 
 
-def check_rows(base, context, layer, updates, cores, slots, positions):
-    for worker in range(WORKERS):
-        x = torch.randn(len(slots), *positions, IN, dtype=torch.float64, requires_grad=True)
-        x_alone = x.detach().clone().requires_grad_()
-        with context.computing(row_map(slots, worker)):
-            y = layer(x)
-        rows = zip(x_alone, slots, strict=True)
-        expected = torch.stack(
-            [
-                base(row) + sum(u.row(row, slot, own) for u, own in zip(updates, cores, strict=True))
-                for row, slot in rows
-            ]
-        )
-        torch.testing.assert_close(y, expected)
-        with torch.inference_mode(), context.computing(row_map(slots, worker)):
-            torch.testing.assert_close(layer(x.detach()), y.detach())
-        weights = torch.randn_like(expected)
-        (y * weights).sum().backward()
-        (expected * weights).sum().backward()
-        torch.testing.assert_close(x.grad, x_alone.grad)
-    for update, own in zip(updates, cores, strict=True):
-        expected = torch.zeros_like(own) if own.grad is None else own.grad
-        torch.testing.assert_close(update.grads.sum(0), expected)
-
-
-def test_a_graph_is_built_where_an_update_is_trained_and_nowhere_else():
-    context, update = PassContext(), Cores(1, [0])
+def test_a_graph_is_built_where_an_update_is_trained_and_nowhere_else_and_without_x():
+    """Only what an update asks for is kept for backward: here `RANK` numbers a position."""
+    context, update, kept = PassContext(), Cores(1, [0]), []
     layer = AdaptedLinear(a_layer("linear"), context, [update])
     assert layer.weight is layer.base_layer.weight
     assert set(dict(layer.named_parameters())) == {"base_layer.weight", "base_layer.bias"}
+    x = torch.randn(2, 7, IN, dtype=torch.float64)
     with context.computing(row_map([0, 1])):
-        layer(torch.randn(2, IN, dtype=torch.float64)).sum().backward()  # nothing that enters needs a gradient
+        layer(x).sum().backward()  # nothing that enters needs a gradient
     assert update.grads[0, 0].all() and not update.grads[0, 1:].any()
     with context.computing(row_map([1, 2])):
-        assert not layer(torch.randn(2, IN, dtype=torch.float64)).requires_grad
-
-
-def test_x_is_not_kept_for_backward():
-    """Only what an update asks for is: here `RANK` numbers a position."""
-    context, kept = PassContext(), []
-    layer = AdaptedLinear(a_layer("linear"), context, [Cores(1, [0])])
-    x = torch.randn(2, 7, IN, dtype=torch.float64, requires_grad=True)
+        assert not layer(x).requires_grad
     with (
         torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t),
         context.computing(row_map([0, 0])),
     ):
-        layer(x)
+        layer(x.requires_grad_())
     assert [shape.numel() for shape in kept] == [14 * RANK]
 
 
@@ -205,42 +197,34 @@ def test_what_is_not_given_is_the_modules_own_and_a_head_is_float32():
     assert through([(HeadState(deep(2), drawn(deep(2))), 3)], x.bfloat16()).dtype == torch.float32
 
 
-class Patient(nn.Module):
-    """Reads its weights once all threads have come to the head."""
-
-    def __init__(self, threads: int) -> None:
-        super().__init__()
-        self.inner, self.arrived = nn.Linear(WIDTH, 2), threading.Barrier(threads)
+class Patient(nn.Linear):
+    """Lets whoever could come in meanwhile do so."""
 
     def forward(self, x: Tensor) -> Tensor:
-        for _ in range(1000):  # whoever could come in now does
+        for _ in range(1000):
             time.sleep(0)
-        return self.inner(x)
+        return super().forward(x)
 
 
 def test_threads_do_not_see_each_others_weights_and_nothing_stays_of_a_pass_that_fails():
     """`functional_call` puts values into a module that all threads share."""
     num = 3
-    module, context = Patient(num), PassContext()
+    module, context, arrived = Patient(WIDTH, 2), PassContext(), threading.Barrier(num)
     heads = [drawn(module) for _ in range(num)]
 
     def state(segment: RowSegment, worker: int) -> HeadState:
-        module.arrived.wait(30)
+        arrived.wait(30)
         return HeadState(module, heads[worker])
 
-    head, x, outputs = AdaptedHead(module, context, state), torch.randn(5, WIDTH), {}
+    head, x = AdaptedHead(module, context, state), torch.randn(5, WIDTH)
 
-    def compute(worker: int) -> None:
+    def compute(worker: int) -> Tensor:
         with torch.no_grad(), context.computing(RowMap([RowSegment(0, 0, 5)], CPU, worker)):
-            outputs[worker] = head(x)
+            return head(x)
 
-    threads = [threading.Thread(target=compute, args=(worker,)) for worker in range(num)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for worker, own in enumerate(heads):
-        torch.testing.assert_close(outputs[worker], alone(module, own, x))
+    with ThreadPoolExecutor(num) as pool:
+        for output, own in zip(pool.map(compute, range(num)), heads, strict=True):
+            torch.testing.assert_close(output, alone(module, own, x))
     with pytest.raises(ZeroDivisionError), context.computing(row_map([0])):
         raise ZeroDivisionError
     assert context.row_map is None

@@ -4,59 +4,43 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.bases import BART, BERT, LLAMA, SMALL, base
+from support.bases import BART, BERT, LLAMA, SMALL, base, language_model
 from support.decoders import DECODERS
 from support.families import families
 from torch import nn
-from transformers import (
-    AutoModelForCausalLM,
-    BigBirdConfig,
-    DistilBertConfig,
-    GPTNeoXConfig,
-    LongformerConfig,
-    MptConfig,
-    Olmo2Config,
-    Phi3Config,
-    PhiConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from loraxs_search.base_model.reading import last_states
 from loraxs_search.engine.pruning import LastLayerPruning
 
+config_of = AutoConfig.for_model
 READ_FIRST = {
     "bert": BERT,
-    "distilbert": DistilBertConfig(vocab_size=40, dim=32, n_layers=2, n_heads=4, hidden_dim=48),
+    "distilbert": config_of("distilbert", vocab_size=40, dim=32, n_layers=2, n_heads=4, hidden_dim=48),
 }
 READ_OTHERS = [
     LLAMA,
-    MptConfig(vocab_size=40, d_model=32, n_layers=2, n_heads=4, max_seq_len=40, pad_token_id=0),
-    LongformerConfig(**SMALL, attention_window=8, max_position_embeddings=64, pad_token_id=1),  # pads by itself
+    config_of("mpt", vocab_size=40, d_model=32, n_layers=2, n_heads=4, max_seq_len=40, pad_token_id=0),
+    config_of("longformer", **SMALL, attention_window=8, max_position_embeddings=64, pad_token_id=1),  # pads by itself
 ]
 _OTHERS = {"num_key_value_heads": 2, "pad_token_id": 0}
 CUT = {
     **{name: make() for name, make in DECODERS.items() if name not in ("gpt2", "falcon_h1")},
-    "phi3": Phi3Config(**SMALL, **_OTHERS, eos_token_id=2),
-    "gpt_neox": GPTNeoXConfig(**SMALL, pad_token_id=0, eos_token_id=2),  # attention and the rest side by side
-    "olmo2": Olmo2Config(**SMALL, **_OTHERS, eos_token_id=2),  # no norm before attention
+    "phi3": config_of("phi3", **SMALL, **_OTHERS, eos_token_id=2),
+    "gpt_neox": config_of("gpt_neox", **SMALL, pad_token_id=0, eos_token_id=2),  # attention and the rest side by side
+    "olmo2": config_of("olmo2", **SMALL, **_OTHERS, eos_token_id=2),  # no norm before attention
 }
 WHOLE = [
     DECODERS["falcon_h1"](),  # attention and a state space are given the same
     DECODERS["gpt2"](),  # what leaves the last layer is viewed as all positions
-    PhiConfig(**SMALL, **_OTHERS, eos_token_id=2),  # attention and the rest are given the same
+    config_of("phi", **SMALL, **_OTHERS, eos_token_id=2),  # attention and the rest are given the same
 ]
 READS = torch.tensor([[0, 0], [0, 5], [0, 7], [1, 2], [1, 3], [2, 6]])
 
 
 def decoder(config: PretrainedConfig) -> PreTrainedModel:
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    return model.requires_grad_(False)
+    return language_model(config).requires_grad_(False)
 
 
 def layers_of(model: PreTrainedModel) -> nn.ModuleList:
@@ -113,21 +97,18 @@ def test_under_a_head_that_reads_others_nothing_is_cut_not_even_to_see(config):
 def test_a_base_of_two_lists_or_that_short_rows_would_change_is_left_alone():
     model = base(BART)
     assert not cuts(LastLayerPruning(model, model.model.encoder.layers), model)
-    model = base(BigBirdConfig(**SMALL, max_position_embeddings=64, attention_type="block_sparse", block_size=4))
+    model = base(
+        config_of("big_bird", **SMALL, max_position_embeddings=64, attention_type="block_sparse", block_size=4)
+    )
     assert not cuts(pruned(model), model)
     assert model.config.attention_type == model.bert.encoder.attention_type == "block_sparse"
-
-
-class MeanPooler(nn.Module):
-    def forward(self, states: torch.Tensor) -> torch.Tensor:
-        return states.mean(1)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize(("weight", "bias"), [(1e-6, 1.0), (1.0, 0.0)])
 def test_a_head_that_reads_every_token_or_says_the_same_of_any_row_is_computed_whole(weight, bias):
     model = base(BERT)
-    model.bert.pooler = MeanPooler()
+    model.bert.pooler.forward = lambda states: states.mean(1)
     model.classifier.weight.mul_(weight)
     model.classifier.bias.fill_(bias)
     assert not cuts(pruned(model), model)

@@ -51,34 +51,25 @@ def inputs():
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
-@torch.no_grad()
-def logits(model: torch.nn.Module, inputs: dict[str, torch.Tensor], **kwargs) -> torch.Tensor:
-    return model(**inputs, **kwargs).logits
+@pytest.fixture
+def logits():
+    @torch.no_grad()
+    def compute(model: torch.nn.Module, inputs: dict[str, torch.Tensor], **kwargs) -> torch.Tensor:
+        return model(**inputs, **kwargs).logits
+
+    return compute
 
 
-def layers(model: torch.nn.Module) -> dict[str, LoraXSLinear]:
-    return {name: module for name, module in model.named_modules() if isinstance(module, LoraXSLinear)}
-
-
-@pytest.fixture(name="logits")
-def _logits():
-    return logits
-
-
-@pytest.fixture(name="layers")
-def _layers():
-    return layers
+@pytest.fixture
+def layers():
+    """The adapted layers of a model, by name."""
+    return lambda model: {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraXSLinear)}
 
 
 # ---- folders ---------------------------------------------------------------------------------------------------------
 TARGETS = ("bert.encoder.layer.0.attention.self.query", "bert.encoder.layer.1.output.dense")
 ABOUT = ("sequence-classification", DataSource(), "text", "label", "accuracy", "maximize", ("accuracy",))
 TASK = Task("t", *ABOUT, labels=("no", "yes"))
-
-
-@pytest.fixture
-def targets():
-    return TARGETS
 
 
 @pytest.fixture

@@ -6,25 +6,27 @@ import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 
+import gguf
 import pytest
 import torch
 from peft import get_peft_model
 from safetensors.torch import load_file
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, pipeline
+from support.bases import SMALL, language_model, word_tokenizer
+from torch import Tensor
+from transformers import AutoTokenizer, LlamaConfig, PretrainedConfig, Qwen3Config, Qwen3MoeConfig, pipeline
 
 from loraxs_search.base_model.locate import locate
 from loraxs_search.errors import UsageError
+from loraxs_search.methods._base import PlainLora
 from loraxs_search.methods.export._base import ExportOptions
 from loraxs_search.methods.export.folder import FORMATS, converted
+from loraxs_search.methods.export.gguf import modelfile, write_gguf_lora
 from loraxs_search.methods.loading import load_adapter_folder
+from loraxs_search.methods.lora_xs import LoraXS
 from loraxs_search.methods.loraxs import LoraXSConfig
-from loraxs_search.records.task import BaseModelRef
+from loraxs_search.records.task import BaseModelRef, Serving
 
-TOKENIZER = PreTrainedTokenizerFast(
-    tokenizer_object=Tokenizer(WordLevel({"[UNK]": 0, "[PAD]": 1, "a": 2}, unk_token="[UNK]")), pad_token="[PAD]"
-)
+TOKENIZER = word_tokenizer(["[UNK]", "[PAD]", "a"])
 
 
 @pytest.fixture
@@ -46,6 +48,8 @@ def test_the_lora_folder_is_what_a_server_looks_for(sealed):
     tensors = load_file(made / "adapter_model.safetensors")
     ranks = {(v.shape[0] if "lora_A" in k else v.shape[1]) for k, v in tensors.items() if ".lora_" in k}
     assert ranks == {8}
+    with pytest.raises(UsageError, match="`rank`"):  # below its own
+        converted(sealed[0], "lora", ExportOptions(rank=2))
 
 
 def test_a_merged_model_is_a_pipeline_that_knows_its_labels(sealed, logits, capfd):
@@ -59,21 +63,6 @@ def test_a_merged_model_is_a_pipeline_that_knows_its_labels(sealed, logits, capf
     assert {it["label"]: it["score"] for it in found} == pytest.approx(
         dict(zip(["no", "yes"], shares.tolist(), strict=True))
     )
-
-
-def test_its_page_says_what_stands_between_two_texts(sealed):
-    path = sealed[0] / "manifest.json"
-    manifest = json.loads(path.read_text())
-    manifest["task"] |= {"text": "one", "text_pair": "two"}
-    path.write_text(json.dumps(manifest))
-    for form in ("lora", "merged"):
-        assert 'the second one begins with "\\n".' in (converted(sealed[0], form) / "README.md").read_text()
-
-
-def test_a_rank_below_its_own_is_refused(sealed):
-    folder, _ = sealed
-    with pytest.raises(UsageError, match="`rank`"):
-        converted(folder, "lora", ExportOptions(rank=2))
 
 
 def test_a_damaged_note_is_only_forgotten(sealed):
@@ -102,6 +91,18 @@ def test_of_several_at_once_one_makes_it_and_what_a_killed_one_left_goes(sealed,
     assert made == {folder.with_name(f"{folder.name}.lora")}
     assert len(calls) == 1
     assert not [path for path in folder.parent.iterdir() if path.name.startswith(".")]
+
+
+def test_a_tokenizer_with_several_chat_templates_goes_along(sealed):
+    """They are a folder in the folder."""
+    folder, base = sealed
+    tokenizer = AutoTokenizer.from_pretrained(base.path)
+    tokenizer.chat_template = {"default": "plain", "tool_use": "tools"}
+    tokenizer.save_pretrained(base.path)
+    made = converted(folder, "lora")
+    assert AutoTokenizer.from_pretrained(made).chat_template == tokenizer.chat_template
+    (next(iter(made.glob("*/tool_use.jinja")))).write_text("changed")
+    assert AutoTokenizer.from_pretrained(converted(folder, "lora")).chat_template == tokenizer.chat_template
 
 
 # ---- a base that rounds, and one that a package carries --------------------------------------------------------------
@@ -150,13 +151,108 @@ def test_the_code_beside_an_export_runs_where_the_base_is_in_a_package(
         torch.testing.assert_close(answers, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_a_tokenizer_with_several_chat_templates_goes_along(sealed):
-    """They are a folder in the folder."""
-    (folder, base), form = sealed, "lora"
-    tokenizer = AutoTokenizer.from_pretrained(base.path)
-    tokenizer.chat_template = {"default": "plain", "tool_use": "tools"}
-    tokenizer.save_pretrained(base.path)
-    made = converted(folder, form)
-    assert AutoTokenizer.from_pretrained(made).chat_template == tokenizer.chat_template
-    (next(iter(made.glob("*/tool_use.jinja")))).write_text("changed")
-    assert AutoTokenizer.from_pretrained(converted(folder, form)).chat_template == tokenizer.chat_template
+# ---- plain LoRA as GGUF: read back with the library of the format, it is the update that the adapter makes -----------
+LLAMA_LIKE = SMALL | {"num_key_value_heads": 2, "pad_token_id": 0}
+OWN_HEADS = LLAMA_LIKE | {"head_dim": 6}
+CONFIGS: dict[str, tuple[PretrainedConfig, str, bool]] = {  # llama.cpp's name, whether query and key are reordered
+    "llama": (LlamaConfig(**OWN_HEADS), "llama", True),
+    "qwen3": (Qwen3Config(**OWN_HEADS), "qwen3", False),
+}
+NAMES = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+def at_neighbours(b: Tensor, num_heads: int) -> Tensor:
+    """Row by row: llama.cpp has rows i and i + half of a head side by side."""
+    size = len(b) // num_heads
+    order = [head * size + i + half for head in range(num_heads) for i in range(size // 2) for half in (0, size // 2)]
+    return b[order]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_is_read_back_is_the_update(name, tmp_path):
+    config, arch, reorders = CONFIGS[name]
+    own = LoraXSConfig(r=4, target_modules="all-linear", init_std=0.5, task_type="CAUSAL_LM")
+    lora = LoraXS().plain_lora(get_peft_model(language_model(config), own))
+    write_gguf_lora(lora, config, tmp_path / "a.gguf", base="org/base")
+    reader = gguf.GGUFReader(tmp_path / "a.gguf")
+    fields = {name: field.contents() for name, field in reader.fields.items()}
+    tensors = {tensor.name: torch.from_numpy(tensor.data.copy()) for tensor in reader.tensors}
+    kept = ("general.architecture", "general.type", "adapter.type", "adapter.lora.alpha", "general.base_model.0.name")
+    assert [fields[key] for key in kept] == [arch, "adapter", "lora", 4.0, "org/base"]
+    assert len(tensors) == 2 * len(lora.pairs) == 2 * 2 * len(NAMES)
+    for module, (a, b) in lora.pairs.items():
+        layer, part = module.split(".")[2], ".".join(module.split(".")[3:])
+        stored = f"blk.{layer}.{NAMES[part]}.weight"
+        heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(part[-6:])
+        rows = at_neighbours(b, heads) if reorders and heads else b
+        torch.testing.assert_close(tensors[f"{stored}.lora_b"] @ tensors[f"{stored}.lora_a"], rows @ a)
+
+
+def test_a_base_or_a_layer_that_llama_cpp_lacks_is_refused(tmp_path):
+    for config, layer, match in (
+        (Qwen3MoeConfig(**LLAMA_LIKE), "q_proj", "--format gguf.*llama.*qwen3_moe"),
+        (LlamaConfig(**LLAMA_LIKE), "rotor", r"no model\.layers\.0\.self_attn\.rotor"),
+    ):
+        lora = PlainLora({f"model.layers.0.self_attn.{layer}": (torch.ones(2, 4), torch.ones(4, 2))}, {})
+        with pytest.raises(UsageError, match=match):
+            write_gguf_lora(lora, config, tmp_path / "a.gguf", base="b")
+    assert not list(tmp_path.iterdir())
+
+
+# ---- modelfiles: what Ollama's parser takes, and what it makes of it -------------------------------------------------
+def test_a_prompt_of_one_column_is_the_template():
+    serving = Serving("Question: {question}\nAnswer:", stop=("\nQuestion:", "###"), max_new_tokens=64)
+    lines = modelfile("org/base", serving)
+    for said in (
+        'TEMPLATE """Question: {{ .Prompt }}\nAnswer:"""\n',
+        'PARAMETER stop """\nQuestion:"""\n',
+        'PARAMETER stop """###"""\n',
+        "PARAMETER num_predict 64\nPARAMETER temperature 0\nPARAMETER top_p 1\n",
+        "PARAMETER top_k 0\nPARAMETER repeat_penalty 1\n",
+        "FROM ./base.gguf\nADAPTER ./adapter.gguf\n",
+    ):
+        assert said in lines
+
+
+def test_what_goes_parser_reads_in_braces_is_written_so_that_the_prompt_comes_out():
+    """Go reads `{{{` as an action that begins with a brace, which it refuses."""
+    for prompt, template in (
+        ("{{x}} {{{{y}}}} {z}:", '"""{x} {{ "{{" }}y}} {{ .Prompt }}:"""'),
+        (r"\boxed{{{x}}}:", r'"""\boxed{{ "{" }}{{ .Prompt }}}:"""'),
+        ("{{{{{{{x}", '"""{{ "{{" }}{{ "{" }}{{ .Prompt }}"""'),
+    ):
+        assert f"TEMPLATE {template}" in modelfile("b", Serving(prompt))
+
+
+def test_what_cannot_be_quoted_or_filled_in_is_left_to_the_user():
+    lines = modelfile("b", Serving('JSON: {x} "', stop=('"', "\n", 'so """ said')))
+    assert '# This ends an answer too: \'"\'\nPARAMETER stop """\n"""\n' in lines
+    assert lines.count("PARAMETER stop") == 1
+    for prompt in ("{first} and {second}", '{text}"', 'a """ {text}:'):
+        lines = modelfile("b", Serving(prompt))
+        assert f"# Give the whole prompt, which was in training: {prompt!r}\n" in lines
+        assert 'TEMPLATE """{{ .Prompt }}"""\n' in lines
+    serving = Serving(None, (("system", "You know {topic}."), ("user", "Answer in a word: {question}")))
+    lines = modelfile("b", serving)
+    assert "# Give this message of the system before: 'You know {topic}.'\n" in lines
+    assert "# Give the whole message of the user, which was in training: 'Answer in a word: {question}'\n" in lines
+    assert "SYSTEM" not in lines
+    assert "PARAMETER" not in modelfile("b", None)
+
+
+def test_messages_go_through_the_bases_own_template_and_those_before_the_users_are_written_down():
+    few = (("system", "Say {{a}} word."), ("user", "1 + 1"), ("assistant", "2"), ("user", "{question}"))
+    lines = modelfile("b", Serving(None, few, temperature=0.7, top_p=0.9, ends=("<|im_end|>",)))
+    assert 'SYSTEM """Say {a} word."""\nMESSAGE user """1 + 1"""\nMESSAGE assistant """2"""\n' in lines
+    assert "# Give" not in lines, "the column is all that a user types"
+    assert 'PARAMETER stop """<|im_end|>"""\n' in lines
+    assert "TEMPLATE" not in lines
+    assert "PARAMETER temperature 0.7\nPARAMETER top_p 0.9\n" in lines

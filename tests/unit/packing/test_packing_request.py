@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,16 +21,17 @@ def request(trial_id: str, num_steps: int = 1) -> AdvanceRequest:
     return made
 
 
-def play(arrivals: dict[int, list[AdvanceRequest]], num_slots: int) -> list[tuple[int, list[str]]]:
+def play(comers: Sequence[tuple[str, int, int]], num_slots: int) -> list[tuple[int, list[str]]]:
     """Play rounds as a host does; return at which round who was scored together.
 
     Args:
-        arrivals: Round to who comes before it.
+        comers: Name, the round before which it comes, and its steps.
     """
+    coming = [(number, request(name, num_steps)) for name, number, num_steps in comers]
     active, waiting, number = list[AdvanceRequest](), list[AdvanceRequest](), 0
     scored = list[tuple[int, list[str]]]()
-    while active or waiting or number <= max(arrivals):
-        waiting += arrivals.get(number, [])
+    while active or waiting or any(start >= number for start, _ in coming):
+        waiting += [one for start, one in coming if start == number]
         admitted, waiting = admit(active, waiting, num_slots)
         active += admitted
         for one in active:
@@ -62,11 +64,9 @@ def test_trials_are_let_in_by_arrival_up_to_the_slots_and_once_each():
     st.integers(1, 6),
 )
 def test_every_trial_is_scored_once_whenever_it_comes(comers, num_slots):
-    arrivals: dict[int, list[AdvanceRequest]] = {}
-    for place, (number, num_steps) in enumerate(comers):
-        arrivals.setdefault(number, []).append(request(str(place), num_steps))
-    names = [name for _, together in play(arrivals, num_slots) for name in together]
-    assert sorted(names) == sorted(str(place) for place in range(len(comers)))
+    named = [(str(place), *comer) for place, comer in enumerate(comers)]
+    names = [name for _, together in play(named, num_slots) for name in together]
+    assert sorted(names) == sorted(name for name, *_ in named)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,4 @@ def test_every_trial_is_scored_once_whenever_it_comes(comers, num_slots):
     ],
 )
 def test_trials_in_step_are_scored_together(comers, num_slots, scored):
-    arrivals: dict[int, list[AdvanceRequest]] = {}
-    for name, number, num_steps in comers:
-        arrivals.setdefault(number, []).append(request(name, num_steps))
-    assert play(arrivals, num_slots) == scored
+    assert play(comers, num_slots) == scored

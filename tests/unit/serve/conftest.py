@@ -14,25 +14,21 @@ from typing import Any
 import pytest
 import requests
 import uvicorn
+from support.sealed import promote as sealed_promote
 from support.sealed import seal
 from support.toy_language import choosing, save_base, writing
 
-from loraxs_search.base_model.layers import linear_modules
 from loraxs_search.base_model.locate import locate
 from loraxs_search.cli.serve import listen
 from loraxs_search.factors.store import FactorStore
 from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.records.adapter import Manifest
 from loraxs_search.records.codec import from_json
-from loraxs_search.records.search import Candidate, PromotionRule
-from loraxs_search.records.task import BaseModelRef, Task, TaskModel
-from loraxs_search.registry.changes import Promoter
+from loraxs_search.records.task import BaseModelRef, Task
 from loraxs_search.registry.store import Registry
 from loraxs_search.serve.app import Server
 from loraxs_search.serve.bodies import Limits
 from loraxs_search.serve.served_models import ServedModels
-
-Promote = Callable[..., str]
 
 
 @dataclass
@@ -42,7 +38,7 @@ class Running:
     url: str
     server: Server
     uri: str
-    promote: Promote
+    promote: Callable[[Path], str]
 
     def post(self, path: str, body: Any = None, **options: Any) -> requests.Response:
         content = json.dumps(body).encode()  # NaN and infinity too, which `requests` refuses
@@ -85,31 +81,19 @@ def registry(store_template, tmp_path_factory):
     shutil.copy(store_template, home / "mlflow.db")
     uri, count = f"sqlite:///{home / 'mlflow.db'}", 0
 
-    def promote(source: Path, **changes: Any) -> str:
+    def promote(source: Path) -> str:
         """Make a copy of an adapter its task's champion, and return its digest."""
         nonlocal count
         count += 1
         sealed = folder / f"sealed-{count}"
         shutil.copytree(source, sealed)
         manifest = from_json(Manifest, (source / "manifest.json").read_bytes())
-        manifest = seal(sealed, replace(manifest, created_at="2026-11-29T00:00:00+00:00", study=f"s{count}", **changes))
-        numbers = dict.fromkeys(manifest.task.metrics, 0.9)
-        found = Candidate(
-            manifest.study, "0", manifest.task.name, numbers, numbers, 1000, "", manifest.base_digest,
-            manifest.base_model.id,
-        )  # fmt: skip
-        decision, version = Promoter(uri, manifest.task.registered_name).promote(
-            PromotionRule(confidence=0, require="constant"), manifest.task, [found], {"0": sealed}, True
-        )
-        assert decision.promoted
-        return Registry(uri).resolve(f"{manifest.task.registered_name}:{version}").digest
+        seal(sealed, replace(manifest, created_at="2026-11-29T00:00:00+00:00", study=f"s{count}"))
+        return Registry(uri).resolve(sealed_promote(sealed, uri)).digest
 
     with pytest.MonkeyPatch.context() as patch, use_factor_store(FactorStore(folder / "factors")):
         patch.setenv("LORAXS_HOME", str(home))
         yield uri, promote
-
-
-TARGETS = tuple(f"bert.encoder.layer.{i}.attention.self.{part}" for i in (0, 1) for part in ("query", "value"))
 
 
 @pytest.fixture(scope="package")
@@ -121,15 +105,14 @@ def base(tiny_base, registry):
 def folders(base, make_adapter, tmp_path_factory):
     """Adapters of classifiers of two and three labels, and of a regression; `two-again` is of the first one's task."""
     folder = tmp_path_factory.mktemp("adapters")
-    kinds: dict[str, dict[str, Any]] = {
+    kinds = {
         "two": {"rank": 4},
         "two-again": {"rank": 4, "scale": 2.0},
         "three": {"rank": 2, "num_labels": 3},
         "number": {"rank": 4, "num_labels": 1},
     }
     return {
-        name: make_adapter(folder / name, base, seed=seed, target_modules=TARGETS, **kind)
-        for seed, (name, kind) in enumerate(kinds.items())
+        name: make_adapter(folder / name, base, seed=seed, **kind) for seed, (name, kind) in enumerate(kinds.items())
     }
 
 
@@ -160,9 +143,8 @@ def decoder(registry, make_adapter, tmp_path_factory):
     folder = tmp_path_factory.mktemp("decoder")
     save_base(folder / "base", chat=True)
     base = locate(BaseModelRef(str(folder / "base")))
-    modules = tuple(module.name for module in linear_modules(base, TaskModel("AutoModelForCausalLM")))
     for seed, (name, task) in enumerate(WRITERS.items()):
-        promote(make_adapter(folder / name, base, task=task, seed=seed, rank=4, target_modules=modules))
+        promote(make_adapter(folder / name, base, task=task, seed=seed, rank=4))
     server = Server(ServedModels(list(WRITERS), uri=uri), limits=Limits(rows_at_once=8), poll_s=0.05)
     with running(server) as url:
         yield Running(url, server, uri, promote)

@@ -13,27 +13,26 @@ import pytest
 import requests
 from mlflow import MlflowClient
 
-from loraxs_search.errors import HomeError, IntegrityError, TrackingError, UsageError
+from loraxs_search.errors import HomeError, IntegrityError, TrackingError
 from loraxs_search.predictor import Predictor
 from loraxs_search.registry.store import Registry
 from loraxs_search.serve import served_models
-from loraxs_search.serve.api_keys import read_keys
 from loraxs_search.serve.bodies import ClassifyBody, Limits
 from loraxs_search.serve.engine import ServingEngine
 from loraxs_search.serve.served_models import ServedModels
 
 
 @pytest.fixture
-def follow(monkeypatch):
+def follow(registry, monkeypatch):
     """Make a server's names, which look at each name again at every refresh."""
     monkeypatch.setattr(served_models, "store_stamp", lambda _: None)
-    return ServedModels
+    return lambda *names: ServedModels(names, uri=registry[0])
 
 
 def test_what_was_refused_is_taken_once_it_is_mended(registry, folders, follow, monkeypatch):
-    uri, promote = registry
+    _, promote = registry
     old = promote(folders["three"])
-    models = follow(["task-3"], uri=uri)
+    models = follow("task-3")
     new = promote(folders["three"])
 
     def refuse(*_, **__):
@@ -50,10 +49,10 @@ def test_what_was_refused_is_taken_once_it_is_mended(registry, folders, follow, 
     assert (models.find("task-3").digest, models.faults()) == (new, {})
 
 
-def test_a_version_that_cannot_be_resolved_is_not_held_against_an_earlier_one(registry, folders, follow):
+def test_a_version_that_cannot_be_resolved_is_not_held_against_an_earlier_one(registry, folders, follow, monkeypatch):
     uri, promote = registry
     promote(folders["number"])
-    models = follow(["task-1"], uri=uri)
+    models = follow("task-1")
     second = promote(folders["number"])
     models.refresh()
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
@@ -71,18 +70,12 @@ def test_a_version_that_cannot_be_resolved_is_not_held_against_an_earlier_one(re
     assert (models.find("task-1").digest, models.faults()) == (second, {})
     client.delete_model_version("task-1", foreign)
 
-
-def test_a_registry_that_is_away_is_no_fault_of_a_name_that_has_moved(registry, folders, follow, monkeypatch):
-    uri, promote = registry
-    promote(folders["number"])
-    models = follow(["task-1"], uri=uri)
-    promote(folders["number"])
-    models.refresh()
-
     def away(*_):
         raise TrackingError("It does not answer.")
 
-    monkeypatch.setattr(Registry, "states", away)
+    promote(folders["number"])
+    models.refresh()
+    monkeypatch.setattr(Registry, "states", away)  # it is no fault of a name that has moved
     models.refresh()
     assert (models.registry_error, models.faults()) == ("It does not answer.", {})
 
@@ -92,9 +85,9 @@ def test_a_registry_that_is_away_is_no_fault_of_a_name_that_has_moved(registry, 
 )
 def test_files_of_one_adapter_that_cannot_be_had_hold_nobody_up(registry, folders, follow, monkeypatch, fault):
     """What passes by itself is tried again at once."""
-    uri, promote = registry
+    _, promote = registry
     promote(folders["two"]), promote(folders["three"])
-    models, pull = follow(["task-2", "task-3"], uri=uri), served_models.pull_version
+    models, pull = follow("task-2", "task-3"), served_models.pull_version
 
     def broken(name, **options):
         if name == "task-2":
@@ -114,9 +107,9 @@ def test_files_of_one_adapter_that_cannot_be_had_hold_nobody_up(registry, folder
 
 
 def test_a_late_request_is_answered_by_the_adapter_it_named_and_that_one_does_not_stay(registry, folders, follow):
-    uri, promote = registry
+    _, promote = registry
     promote(folders["two"])
-    models = follow(["task-2"], uri=uri)
+    models = follow("task-2")
     engine = ServingEngine(models.bank, models.load)
 
     async def ask():
@@ -134,16 +127,6 @@ def test_a_late_request_is_answered_by_the_adapter_it_named_and_that_one_does_no
     assert len(models.bank) == 2
     models.refresh()
     assert models.bank.names == [models.find("task-2").digest]
-
-
-# ---- answers and refusals --------------------------------------------------------------------------------------------
-def test_keys_are_read_as_they_are_sent(tmp_path):
-    (keys := tmp_path / "keys").write_bytes("\ufeffsecret\r\n\nother\n".encode())
-    assert read_keys(keys) == ("secret", "other")
-    for odd in ("schlüssel", "two words"):
-        keys.write_text(odd)
-        with pytest.raises(UsageError, match="ASCII"):
-            read_keys(keys)
 
 
 # ---- the end ---------------------------------------------------------------------------------------------------------

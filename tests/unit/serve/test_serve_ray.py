@@ -63,7 +63,7 @@ def cluster(registry):
 
 @pytest.fixture(scope="module")
 def port():
-    return str(free_port())
+    return str(free_port())  # one for all: a proxy stays where it is
 
 
 # ---- what cannot be --------------------------------------------------------------------------------------------------
@@ -108,14 +108,9 @@ def serve(cluster, port, registry, tmp_path_factory):
         assert not was_there or (driver.returncode, out) == (0, ""), err
 
 
-@pytest.fixture(scope="module")
-def pair(serve, registry, folders):
-    """Two replicas that serve one task."""
+def test_answers_and_errors_pass_the_proxy_as_they_are_and_a_promotion_reaches_every_replica(serve, folders, registry):
     registry[1](folders["two"])
-    return serve("task-2", "--replicas", "2")
-
-
-def test_answers_and_errors_pass_the_proxy_as_they_are_and_a_promotion_reaches_every_replica(pair, folders, registry):
+    pair = serve("task-2", "--replicas", "2")
     for status, answer in [
         (401, pair.post("/classify", {"model": "task-2", "input": "x"}, headers={})),
         (413, pair.classify("task-2", "x" * (5 << 20))),

@@ -1,4 +1,4 @@
-"""A server of classifiers: its answers are those of `predict`, and champions move under it."""
+"""A server's answers are those of `predict`, champions move under it, and whatever a client sends it goes on."""
 
 from __future__ import annotations
 
@@ -9,10 +9,17 @@ import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import hypothesis
 import pytest
 import requests
+import schemathesis
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import response_schema_conformance
+from support.browsers import CHROMIUM, chromium
 
 from loraxs_search.base_model.locate import locate
 from loraxs_search.errors import RegistryError, UsageError
@@ -20,10 +27,12 @@ from loraxs_search.predictor import Predictor
 from loraxs_search.records.task import BaseModelRef
 from loraxs_search.registry.changes import Promoter
 from loraxs_search.registry.store import Registry
+from loraxs_search.serve.api_keys import read_keys
 from loraxs_search.serve.app import Server
+from loraxs_search.serve.bodies import ErrorBody
 from loraxs_search.serve.served_models import ServedModels
 
-from .conftest import TARGETS, WRITERS, running
+from .conftest import WRITERS, running
 
 TEXTS = ["a fine film", "two hours that I want back", "so so", "it is what it is, and no more than that"]
 
@@ -99,7 +108,7 @@ def test_a_champion_on_another_base_is_refused_and_the_last_one_goes_on(
     save_file({name: value * 1.01 for name, value in weights.items()}, tmp_path / "other" / "model.safetensors")
     other = locate(BaseModelRef(str(tmp_path / "other")))
     before = encoder.classify("task-3", TEXTS)
-    encoder.promote(make_adapter(tmp_path / "adapter", other, num_labels=3, rank=2, target_modules=TARGETS))
+    encoder.promote(make_adapter(tmp_path / "adapter", other, num_labels=3, rank=2))
     while not any("its new one is refused" in record.message for record in caplog.records):
         time.sleep(0.01)
     assert "task-3" in encoder.get("/ready").json()["refused"]
@@ -116,18 +125,6 @@ def test_a_champion_on_another_base_is_refused_and_the_last_one_goes_on(
     while (response := encoder.post("/classify", {"model": name, "input": "x"})).ok:
         time.sleep(0.01)
     assert response.status_code == 404
-
-
-def test_a_store_that_is_gone_is_a_registry_that_is_away(encoder):
-    store = Path(encoder.uri.removeprefix("sqlite:///"))
-    away = store.rename(store.with_name("away.db"))
-    while encoder.get("/ready").json()["registry"] != "away":
-        time.sleep(0.01)
-    assert encoder.post("/classify", {"model": "task-2", "input": "x"}).ok
-    away.rename(store)
-    while encoder.get("/ready").json()["registry"] != "ok":
-        time.sleep(0.01)
-    assert encoder.post("/classify", {"model": "task-2", "input": "x"}).ok
 
 
 def test_evicted_adapters_are_loaded_again_though_their_folder_is_gone(registry, encoder, folders):
@@ -215,8 +212,134 @@ def test_a_key_is_asked_for(registry, encoder):
         assert requests.get(f"{url}/ready", timeout=60).ok
 
 
+def test_keys_are_read_as_they_are_sent(tmp_path):
+    (keys := tmp_path / "keys").write_bytes("\ufeffsecret\r\n\nother\n".encode())
+    assert read_keys(keys) == ("secret", "other")
+    for odd in ("schlüssel", "two words"):
+        keys.write_text(odd)
+        with pytest.raises(UsageError, match="ASCII"):
+            read_keys(keys)
+
+
 def test_what_cannot_be_served_is_refused_at_the_start(registry, encoder):
     with pytest.raises(RegistryError):
         ServedModels(["nobody"], uri=registry[0])
     with pytest.raises(UsageError):
         ServedModels([], uri=f"{registry[0]}.none")
+
+
+# ---- anything --------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def decoder_api(decoder):
+    return schemathesis.openapi.from_url(f"{decoder.url}/openapi.json")
+
+
+@schemathesis.pytest.from_fixture("decoder_api").parametrize()
+@hypothesis.settings(max_examples=30, deadline=None, derandomize=True)
+def test_what_the_description_allows_and_forbids_has_no_fault_of_the_server(case):
+    case.call_and_validate(checks=[not_a_server_error, response_schema_conformance])
+
+
+def test_errors_are_sent_as_they_are_described(encoder):
+    operations = [own for path in encoder.get("/openapi.json").json()["paths"].values() for own in path.values()]
+    assert operations
+    for operation in operations:
+        described = {status: own["content"] for status, own in operation["responses"].items() if status[0] in "45"}
+        error = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}
+        assert described == {"4XX": error, "5XX": error}
+    for body in ({"model": "task-2"}, {"model": "nobody", "input": "x"}):
+        ErrorBody.model_validate_json(encoder.post("/classify", body).content)
+
+
+VALUES: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+ROWS = st.lists(st.text(max_size=40) | st.fixed_dictionaries({"text": VALUES}) | VALUES, max_size=4)
+MODELS = st.sampled_from(["task-2", "task-3", "task-1", "task-2:1", "task-2@champion"])
+
+
+@hypothesis.given(model=MODELS, rows=ROWS | VALUES, truncate=st.booleans() | VALUES)
+@hypothesis.settings(max_examples=200, deadline=None, derandomize=True)
+def test_any_rows_for_a_model_that_is_there(encoder, model, rows, truncate):
+    response = encoder.post("/classify", {"model": model, "input": rows, "truncate": truncate})
+    assert response.status_code < 500, response.text
+    assert response.json()
+
+
+@hypothesis.given(
+    model=st.sampled_from(["one", "two", "listed"]),
+    prompt=st.text(max_size=20) | st.lists(st.text(max_size=9), max_size=3) | VALUES,
+    options=st.fixed_dictionaries(
+        {},
+        optional={
+            "max_tokens": st.integers(-1, 70) | VALUES,
+            "temperature": st.floats(0, 101) | VALUES,
+            "top_p": st.floats(0, 1) | VALUES,
+            "seed": st.integers(),
+            "stop": st.text(max_size=3) | st.lists(st.text(max_size=3), max_size=3) | VALUES,
+            "n": st.integers(0, 4),
+            "echo": st.booleans(),
+            "stream": st.booleans(),
+        },
+    ),
+)
+@hypothesis.settings(max_examples=200, deadline=None, derandomize=True)
+def test_any_prompt_for_a_model_that_is_there(decoder, model, prompt, options):
+    response = decoder.post("/v1/completions", {"model": model, "prompt": prompt, **options})
+    assert response.status_code < 500, response.text
+    assert '"server_error"' not in response.text
+
+
+# ---- last, since all share the store ---------------------------------------------------------------------------------
+def test_a_store_that_is_gone_is_a_registry_that_is_away(encoder):
+    store = Path(encoder.uri.removeprefix("sqlite:///"))
+    away = store.rename(store.with_name("away.db"))
+    while encoder.get("/ready").json()["registry"] != "away":
+        time.sleep(0.01)
+    assert encoder.post("/classify", {"model": "task-2", "input": "x"}).ok
+    away.rename(store)
+    while encoder.get("/ready").json()["registry"] != "ok":
+        time.sleep(0.01)
+    assert encoder.post("/classify", {"model": "task-2", "input": "x"}).ok
+
+
+# ---- the page in a real browser --------------------------------------------------------------------------------------
+@pytest.mark.slow
+@pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Debian's package chromium")
+def test_on_the_page_a_key_is_asked_for_and_tasks_can_be_tried(registry, encoder, decoder):
+    text = "<b>a fine film</b>"
+    expected = encoder.classify("task-2", text)
+    words = decoder.classify("two", {"first": "w1", "second": "w2"})["data"][0]["label"]
+    locked = Server(ServedModels(["task-2", "task-1"], uri=registry[0]), keys=["sesame"])
+    with running(locked) as url, chromium() as browser:
+        page = browser.new_page()
+        page.goto(url)
+        page.fill("#key", "sesame")
+        page.press("#key", "Tab")
+        page.wait_for_selector("#model option", state="attached")
+        page.select_option("#model", "task-2")
+        page.fill("textarea", text)
+        page.click("button")
+        page.wait_for_selector(".bar")
+        shown = [row.inner_text().split("\n") for row in page.query_selector_all(".bar")]
+        assert [label for label, _ in shown] == ["label 0", "label 1"]
+        assert [float(value) for _, value in shown] == pytest.approx(expected["data"][0]["probs"], abs=1e-3)
+        assert expected["system_fingerprint"] in page.inner_text("small")
+        page.fill("textarea", "")
+        page.click("button")
+        page.wait_for_selector("[role=alert]")
+        page.select_option("#model", "task-1")
+        page.fill("textarea", text)
+        page.click("button")
+        number = encoder.classify("task-1", text)["data"][0]["score"]
+        page.wait_for_selector("output p:not([role])")
+        assert float(page.inner_text("output")) == pytest.approx(number, abs=1e-5)
+        page.goto(decoder.url)
+        page.select_option("#model", "two")
+        page.fill("#column-first", "w1")
+        page.fill("#column-second", "w2")
+        page.click("button")
+        page.wait_for_selector("output p")
+        assert page.inner_text("output").strip() == (words or "(no text)")

@@ -1,19 +1,76 @@
-"""An adapter's life in PEFT: made, switched, saved, loaded, merged, deleted; and what is refused."""
+"""LoRA-XS in PEFT: its config; an adapter made, refused, switched, saved, loaded, merged, deleted; and packed.
+
+What packed adapters compute is in `unit/engine/test_engine_layers.py`.
+"""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import importlib
+import json
+import pickle
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
-from peft.utils import get_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_config, get_peft_model
+from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+from peft.utils import PeftType, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
+import loraxs_search.methods.loraxs
 from loraxs_search.errors import BaseModelError, UsageError
-from loraxs_search.methods.loraxs import LoraXSConfig, LoraXSLinear
+from loraxs_search.factors.compute import FactorKey
+from loraxs_search.factors.store import FactorStore
+from loraxs_search.methods.loraxs import LoraXSConfig, LoraXSModel
+from loraxs_search.methods.loraxs.config import LORAXS
+from loraxs_search.methods.loraxs.packed import FactorPairs
+
+
+# ---- its config ------------------------------------------------------------------------------------------------------
+def test_all_faults_come_in_one_error():
+    wrong = {"r": 2.5, "sigma": "inptu", "basis": "best", "factor_driver": "gpu", "pooling": "auto", "init_std": -1}
+    with pytest.raises(UsageError) as caught:
+        LoraXSConfig(**wrong, scale=float("nan"), target_modules="all-linear", layers_to_transform=[0])
+    for name in (*wrong, "scale", "layers_to_transform"):
+        assert f"`{name}`" in caught.value.message
+    for wrong, match in (({"factor_rank": 8, "r": 16}, "8 < 16"), ({"basis": "gaussian"}, "`init_seed`")):
+        with pytest.raises(UsageError, match=match):
+            LoraXSConfig(**wrong)
+
+
+def test_a_saved_config_is_the_same_config(tmp_path):
+    config = LoraXSConfig(
+        r=8,
+        scale=0.5,
+        sigma="sqrt",
+        basis="middle",
+        target_modules=["value", "query"],
+        modules_to_save=["classifier", "score", "classifier"],
+        factor_fingerprints={"a.query": [0.1, -2.5]},
+    )
+    config.save_pretrained(str(tmp_path))
+    written = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert written["peft_type"] == "LORAXS"
+    assert written["target_modules"] == ["query", "value"]
+    assert written["modules_to_save"] == ["classifier", "score"]
+    loaded = PeftConfig.from_pretrained(str(tmp_path))
+    assert isinstance(loaded, LoraXSConfig)
+    assert loaded.to_dict() == config.to_dict()
+
+
+def test_the_member_behaves_as_any_other_and_registering_twice_is_harmless():
+    assert PeftType("LORAXS") is PeftType["LORAXS"] is PeftType.LORAXS is LORAXS
+    assert list(PeftType).count(LORAXS) == 1
+    assert LORAXS == LORAXS.name == LORAXS.value == "LORAXS"
+    assert pickle.loads(pickle.dumps(LORAXS)) is copy.deepcopy(LORAXS) is LORAXS
+    assert len({*PeftType}) == len(PeftType)
+    importlib.reload(loraxs_search.methods.loraxs)
+    assert PEFT_TYPE_TO_TUNER_MAPPING[LORAXS] is LoraXSModel
+    assert PEFT_TYPE_TO_PREFIX_MAPPING[LORAXS] == "loraxs_"
+    assert isinstance(get_peft_config({"peft_type": "LORAXS", "r": 3}), LoraXSConfig)
 
 
 # ---- made ------------------------------------------------------------------------------------------------------------
@@ -45,24 +102,22 @@ def test_adapters_share_factor_pairs_by_what_they_are(adapt, layers):
     assert len(layer.loraxs_factors) == 2
 
 
-def test_factors_of_basis_gaussian_are_drawn_from_seed_and_module_whatever_the_weight(adapt, make_base):
+def test_factors_of_basis_gaussian_are_drawn_from_seed_and_module_whatever_the_weight(adapt, make_base, layers):
     """Of variance 1 / fan-in; an adapter of another seed is refused."""
-    made = {(base, seed): layers_of(make_base(seed=base), init_seed=seed) for base, seed in ((0, 5), (1, 5), (0, 6))}
-    drawn = {key: [layer.factor_pair("default") for layer in own] for key, own in made.items()}
+    config, drawn = adapt(basis="gaussian", init_seed=5).peft_config["default"], {}
+    for base, seed in ((0, 5), (1, 5), (0, 6)):
+        model = get_peft_model(
+            make_base(seed=base), dataclasses.replace(config, init_seed=seed, factor_fingerprints={})
+        )
+        drawn[base, seed] = [layer.factor_pair("default") for layer in layers(model).values()]
     for (a, b), (same_a, same_b), (other, _) in zip(drawn[0, 5], drawn[1, 5], drawn[0, 6], strict=True):
         assert torch.equal(a, same_a) and torch.equal(b, same_b)
         assert not torch.isclose(a, other).any()
     for side in zip(*drawn[0, 5], strict=True):
         numbers = torch.cat([each.flatten() * each.shape[1] ** 0.5 for each in side])
         assert abs(float(numbers.mean())) < 0.05 and abs(float(numbers.std()) - 1) < 0.05
-    config = adapt(basis="gaussian", init_seed=5).peft_config["default"]
     with pytest.raises(BaseModelError):
         get_peft_model(make_base(), dataclasses.replace(config, init_seed=6))
-
-
-def layers_of(base, **config):
-    config = LoraXSConfig(r=8, basis="gaussian", target_modules="all-linear", task_type="SEQ_CLS", **config)
-    return [module for module in get_peft_model(base, config).modules() if isinstance(module, LoraXSLinear)]
 
 
 def test_what_is_stored_of_factors_follows_the_config_and_is_recorded_in_it(adapt, layers):
@@ -264,3 +319,54 @@ def test_a_merge_that_would_not_be_finite_is_refused_and_undone(adapt, layers):
         layer.merge(safe_merge=True)
     assert torch.equal(layer.weight, before)
     assert not layer.merged
+
+
+# ---- packed ----------------------------------------------------------------------------------------------------------
+IN, OUT = 8, 6
+TOP = FactorKey("top", 4, "exact")
+
+
+@pytest.fixture
+def linears():
+    layers = {"first": nn.Linear(IN, OUT), "second": Conv1D(OUT, IN)}
+    return {name: layer.requires_grad_(False) for name, layer in layers.items()}
+
+
+@pytest.fixture
+def pairs(linears, tmp_path):
+    store = FactorStore(tmp_path / "factors")
+    return FactorPairs(linears, lambda: store)
+
+
+def test_a_pair_is_made_once_forgotten_with_its_rank_and_zero_beyond_its_factors(linears, pairs):
+    pair = pairs.pair("second", TOP, 2)
+    assert pairs.pair("second", TOP, 2) is pair
+    assert (pair.a.shape, pair.b_t.shape) == ((2, IN), (2, OUT))
+    assert pair.a.is_contiguous() and pair.b_t.is_contiguous()
+    pairs.keep(3, [])
+    assert pairs.pair("second", TOP, 2) is not pair
+    wide, whole = pairs.pair("first", TOP, 6), pairs.factors("first", TOP)
+    assert whole.rank == 4
+    torch.testing.assert_close(wide.a[:4], whole.ab(4, "none")[0])
+    assert not wide.a[4:].any() and not wide.b_t[4:].any()
+
+
+def test_a_pair_has_the_bases_dtype_and_a_variant_its_own_factors(linears, pairs):
+    linears["first"].bfloat16()
+    assert pairs.pair("first", TOP, 2).a.dtype == torch.bfloat16
+    other = TOP._replace(variant="elsewhere")
+    pairs.add_variant("first", other, pairs.factors("second", TOP))
+    assert torch.equal(pairs.pair("first", other, 2).a, pairs.pair("second", TOP, 2).a.bfloat16())
+
+
+def test_pairs_that_were_drawn_for_adapters_which_left_are_forgotten(linears, pairs):
+    own = [FactorKey("gaussian", 2, "exact", str(seed)) for seed in range(2)]
+    first = pairs.pair("first", own[0], 2)
+    assert not torch.equal(first.a, pairs.pair("first", own[1], 2).a)
+    assert pairs.pair("first", own[0], 2) is first
+    pairs.keep(2, [own[0]])
+    top = pairs.pair("first", TOP, 2)
+    pairs.keep(2, [own[1]])
+    again = pairs.pair("first", own[0], 2)
+    assert again is not first and torch.equal(again.a, first.a)
+    assert pairs.pair("first", TOP, 2) is top, "every trial of the base may use these"
