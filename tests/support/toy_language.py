@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from loraxs_search.records.task import DataSource, Task
+from loraxs_search.base_model.locate import locate
+from loraxs_search.records.task import BaseModel, BaseModelRef, DataSource, Task
 from support.bases import word_tokenizer
 
 WORDS = [f"w{i}" for i in range(20)]
@@ -48,8 +49,8 @@ def choosing(name: str = "chosen-words", source: DataSource | None = None, **set
     )
 
 
-def save_base(folder: Path, *, chat: bool = False) -> None:
-    """Write a model of random weights and a tokenizer of whole words.
+def save_base(folder: Path, *, chat: bool = False) -> BaseModel:
+    """Write a model of random weights and a tokenizer of whole words, and return it as `locate` finds it.
 
     Args:
         chat: Give the tokenizer a chat template, which ends a turn by [TURN] and not by the end token.
@@ -68,6 +69,7 @@ def save_base(folder: Path, *, chat: bool = False) -> None:
             if parameter.dim() > 1:
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
     model.save_pretrained(folder)
+    return locate(BaseModelRef(str(folder)))
 
 
 def save_rows(folder: Path) -> None:

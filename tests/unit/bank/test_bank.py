@@ -373,8 +373,7 @@ def writers(make_adapter, tmp_path_factory):
     folder = tmp_path_factory.mktemp("writing")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LORAXS_HOME", str(folder / "home"))
-        save_base(folder / "base")
-        base = locate(BaseModelRef(str(folder / "base")))
+        base = save_base(folder / "base")
         bank = AdapterBank(base, task_model=LANGUAGE_MODEL)
         for name, task in TASKS.items():
             bank.load(name, make_adapter(folder / name, base, task=task, seed=3, rank=4))
@@ -403,8 +402,7 @@ def test_a_row_that_does_not_fit_its_task_is_named(writers):
 
 
 def test_a_base_that_ends_answers_elsewhere_is_refused(make_adapter, tmp_path):
-    save_base(tmp_path / "base")
-    base = locate(BaseModelRef(str(tmp_path / "base")))
+    base = save_base(tmp_path / "base")
     old = make_adapter(tmp_path / "old", base, task=TASKS["one"], rank=4)
     new = make_adapter(tmp_path / "new", base, task=TASKS["one"], rank=4)
     written = json.loads((new / "manifest.json").read_text()) | {"ends": ["[END]"]}

@@ -77,22 +77,16 @@ def test_two_loads_are_equal_even_where_the_checkpoint_lacks_weights(make_base):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize(
-    ("change", "match"),
-    [
-        (
-            lambda name, value: None if "layer.1.output.dense.weight" in name else value,
-            r"1 parameters.*layer\.1\.output\.dense\.weight",
-        ),
-        (lambda name, value: value[:, :8].contiguous() if "word_embeddings" in name else value, "word_embeddings"),
-    ],
-    ids=["missing", "of another shape"],
-)
-def test_a_body_that_the_weights_do_not_cover_is_refused(make_base, change, match):
-    base = make_base("bert")
-    edit_weights(base, change)
-    with pytest.raises(BaseModelError, match=match):
-        load_model(base, classifier(2))
+def test_a_body_that_the_weights_do_not_cover_is_refused(make_base):
+    missing, narrow = "layer.1.output.dense.weight", "word_embeddings"
+    for match, change in (
+        (rf"1 parameters.*{re.escape(missing)}", lambda name, value: None if missing in name else value),
+        (narrow, lambda name, value: value[:, :8].contiguous() if narrow in name else value),
+    ):
+        base = make_base("bert")
+        edit_weights(base, change)
+        with pytest.raises(BaseModelError, match=match):
+            load_model(base, classifier(2))
     (Path(base.path) / "model.safetensors").write_bytes(b"\x10" + bytes(7) + b"no header at all")
     with pytest.raises(BaseModelError, match="header"):
         load_model(base, classifier(2))

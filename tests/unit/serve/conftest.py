@@ -141,8 +141,7 @@ def decoder(registry, make_adapter, tmp_path_factory):
     """A server of adapters that write and choose, on a decoder of a toy language with a chat template."""
     uri, promote = registry
     folder = tmp_path_factory.mktemp("decoder")
-    save_base(folder / "base", chat=True)
-    base = locate(BaseModelRef(str(folder / "base")))
+    base = save_base(folder / "base", chat=True)
     for seed, (name, task) in enumerate(WRITERS.items()):
         promote(make_adapter(folder / name, base, task=task, seed=seed, rank=4))
     server = Server(ServedModels(list(WRITERS), uri=uri), limits=Limits(rows_at_once=8), poll_s=0.05)

@@ -12,16 +12,14 @@ from support.toy_language import save_base, save_rows, writing
 
 import loraxs_search
 from loraxs_search.base_model.attention import _padded_attention
-from loraxs_search.base_model.locate import locate
 from loraxs_search.methods.loading import load_adapter_folder
-from loraxs_search.records.task import BaseModelRef, DataSource, TaskModel
+from loraxs_search.records.task import DataSource, TaskModel
 from loraxs_search.trial.evaluate import score_folder
 
 
 @pytest.fixture
 def base(tmp_path):
-    save_base(tmp_path / "base")
-    return locate(BaseModelRef(str(tmp_path / "base")))
+    return save_base(tmp_path / "base")
 
 
 @pytest.fixture
