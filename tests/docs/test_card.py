@@ -7,15 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.sealed import seal
+from support.sealed import promote, seal
 from support.spaces import QUICKSTART
 
 import loraxs_search
 from loraxs_search.base_model.locate import locate
-from loraxs_search.records.search import Candidate, PromotionRule
 from loraxs_search.records.task import BaseModelRef
 from loraxs_search.registry.card import model_card
-from loraxs_search.registry.changes import Promoter
 from loraxs_search.registry.manifest import verify
 
 
@@ -31,10 +29,7 @@ def pulled(make_adapter, store_uri, tmp_path, warm_home, monkeypatch):
         manifest = replace(verify(made), base_model=ref)
         (made / "README.md").write_text(model_card(manifest))
         seal(made, manifest)
-        scores = {"accuracy": 0.9}
-        candidate = Candidate("s", "0", manifest.task.name, scores, scores, 100, "", manifest.base_digest)
-        Promoter(store_uri, manifest.task.name).promote(PromotionRule(), manifest.task, [candidate], {"0": made}, True)
-        return loraxs_search.pull(manifest.task.name)
+        return loraxs_search.pull(promote(made, store_uri))
 
     return pull
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import copy
+import gzip
 import importlib.metadata
 import itertools
 import json
@@ -13,31 +14,60 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+import yaml
+from jsonschema import Draft202012Validator
 from packaging.requirements import Requirement
-from support.cluster_files import (
-    CLUSTER,
-    FILES,
-    LAUNCHERS,
-    MANIFESTS,
-    NODE_ENVIRONMENT,
-    SCRIPTS,
-    documents,
-    environment,
-    read,
-)
 from support.pages import ROOT
 
 from loraxs_search import __version__
 from loraxs_search.cli._main import app
 from loraxs_search.home import shipped_spaces
+from loraxs_search.search.cluster.connection import _RAY_ENVIRONMENT
 
+CLUSTER = ROOT / "cluster"
+FILES = sorted(path for path in CLUSTER.rglob("*") if path.is_file() and path.name != "README.md")
+LAUNCHERS = ("aws.yaml", "gcp.yaml", "on-prem.yaml")
+SCRIPTS = ("local/start.sh", "local/stop.sh", "mlflow/serve.sh", "slurm.sbatch")
+MANIFESTS = tuple(sorted(str(path.relative_to(CLUSTER)) for path in CLUSTER.glob("kuberay/*.yaml")))
+
+# A node started without these would not be as `launch` starts its own (`_RAY_ENVIRONMENT` says why each matters).
+OURS = ("RAY_worker_niceness", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "RAY_USAGE_STATS_ENABLED")
+NODE_ENVIRONMENT = {name: _RAY_ENVIRONMENT[name] for name in OURS}
 TEXTS = {str(path.relative_to(ROOT)): path.read_text() for path in [*FILES, CLUSTER / "README.md"]}
-BIN = Path(sys.executable).parent
+
+
+def read(name: str) -> str:
+    """Return the text of a file, named from cluster/."""
+    return (CLUSTER / name).read_text()
+
+
+def documents(name: str) -> list[dict[str, Any]]:
+    """Return what a YAML file holds."""
+    return [document for document in yaml.safe_load_all(read(name)) if document]
+
+
+def pod_templates(document: Any) -> Iterator[dict[str, Any]]:
+    """Return every pod that an object makes: whatever has containers."""
+    if isinstance(document, dict):
+        if "containers" in document.get("spec", {}):
+            yield document
+        for value in document.values():
+            yield from pod_templates(value)
+    elif isinstance(document, list):
+        for value in document:
+            yield from pod_templates(value)
+
+
+def environment(document: Any) -> dict[str, Any]:
+    """Return the variables of an object's pods, by name."""
+    containers = [each for template in pod_templates(document) for each in template["spec"]["containers"]]
+    return {entry["name"]: entry for container in containers for entry in container.get("env", ())}
 
 
 # ---- every file ------------------------------------------------------------------------------------------------------
@@ -66,17 +96,13 @@ def test_files_named_in_a_file_exist_and_no_secret_stands_in_it():
 
 
 # ---- commands --------------------------------------------------------------------------------------------------------
-def our_commands(text: str) -> Iterator[list[str]]:
-    """Every call of the command line in comments, quotes and code, as the shell would split it."""
-    verbs = "|".join(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
-    for call in re.findall(rf"loraxs-search ((?:{verbs})\b[^'`\n|>&;()]*)", text):
-        yield shlex.split(call, comments=True)
-
-
 def test_our_commands_are_there_and_understood_by_the_command_line():
+    """Every call of the command line in comments, quotes and code, as the shell would split it."""
     group: Any = typer.main.get_command(app)
+    call = re.compile(rf"loraxs-search ((?:{'|'.join(group.commands)})\b[^'`\n|>&;()]*)")
+    calls = {name: [shlex.split(it, comments=True) for it in call.findall(text)] for name, text in TEXTS.items()}
     verbs = set[str]()
-    for args in (args for text in TEXTS.values() for args in our_commands(text)):
+    for args in (args for own in calls.values() for args in own):
         with group.make_context("loraxs-search", list(args)) as context:
             verb, command, rest = group.resolve_command(context, list(args))
             command.make_context(verb, rest, parent=context)
@@ -85,12 +111,12 @@ def test_our_commands_are_there_and_understood_by_the_command_line():
             assert args[1] in shipped_spaces()
     assert {"launch", "resume", "status", "pull"} <= verbs
     for name in {*LAUNCHERS, "local/start.sh", "slurm.sbatch", "kuberay/rayjob.yaml", "mlflow/serve.sh"}:
-        assert any(args[0] == "launch" for args in our_commands(read(name))), name
+        assert any(args[0] == "launch" for args in calls[f"cluster/{name}"]), name
 
 
 # ---- shell -----------------------------------------------------------------------------------------------------------
 def shellcheck(text: str, *options: str) -> str:
-    command = [BIN / "shellcheck", "--shell=bash", *options, "-"]
+    command = [Path(sys.executable).parent / "shellcheck", "--shell=bash", *options, "-"]
     return subprocess.run(command, input=text, capture_output=True, text=True, timeout=60, check=False).stdout
 
 
@@ -104,11 +130,9 @@ def test_scripts_and_the_commands_of_launchers_pass_shellcheck():
         assert shellcheck(command, "--exclude=SC2086,SC2016") == "", command
 
 
-def launcher_commands(name: str) -> Iterator[str]:
+def launcher_commands(name: str) -> list[str]:
     [config] = documents(name)
-    for key, value in config.items():
-        if key.endswith("_commands"):
-            yield from value
+    return [command for key, value in config.items() if key.endswith("_commands") for command in value]
 
 
 # ---- Ray -------------------------------------------------------------------------------------------------------------
@@ -117,7 +141,9 @@ def test_a_launcher_file_is_what_ray_up_takes(name):
     from ray.autoscaler._private.util import prepare_config, validate_config
     from ray.scripts.scripts import start
 
-    lines = list(ray_start_lines(name))
+    parts = [part for command in launcher_commands(name) for part in command.split(";")]
+    words = [list(itertools.dropwhile(lambda word: re.match(r"\w+=", word), shlex.split(part))) for part in parts]
+    lines = [rest for ray, verb, *rest in (each for each in words if len(each) > 1) if (ray, verb) == ("ray", "start")]
     assert [("--head" in line) for line in lines] == [True, False]
     for line in lines:
         start.make_context("start", line)
@@ -132,14 +158,6 @@ def test_a_launcher_file_is_what_ray_up_takes(name):
         workers = [kind for key, kind in config["available_node_types"].items() if key != config["head_node_type"]]
         assert sum(kind["min_workers"] for kind in workers) == config["max_workers"]
         assert all("spot" in str(kind["node_config"]).lower() for kind in workers)
-
-
-def ray_start_lines(name: str) -> Iterator[list[str]]:
-    for command in launcher_commands(name):
-        for part in command.split(";"):
-            words = list(itertools.dropwhile(lambda word: re.match(r"\w+=", word), shlex.split(part)))
-            if words[:2] == ["ray", "start"]:
-                yield words[2:]
 
 
 def test_every_node_asks_for_the_token_and_has_the_environment_of_a_local_one():
@@ -186,12 +204,9 @@ def test_all_name_one_ray_and_one_image():
 
 
 # ---- MLflow ----------------------------------------------------------------------------------------------------------
-SERVER = {
-    **dict.fromkeys(("PGHOST", "PGUSER", "PGDATABASE", "PGPASSWORD", "MLFLOW_AUTH_ADMIN_PASSWORD"), "x"),
-    "MLFLOW_FLASK_SERVER_SECRET_KEY": "x",
-    "ARTIFACTS": "s3://bucket/folder",
-    "ALLOWED_HOSTS": "mlflow.example.org",
-}
+SECRETS = ("PGPASSWORD", "MLFLOW_AUTH_ADMIN_PASSWORD", "MLFLOW_FLASK_SERVER_SECRET_KEY")
+SERVER = dict.fromkeys(("PGHOST", "PGUSER", "PGDATABASE"), "x") | dict.fromkeys(SECRETS, "a-secret")
+SERVER |= {"ARTIFACTS": "s3://bucket/folder", "ALLOWED_HOSTS": "mlflow.example.org"}
 
 
 def serve(tmp_path: Path, variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
@@ -202,19 +217,15 @@ def serve(tmp_path: Path, variables: dict[str, str]) -> subprocess.CompletedProc
         "print(json.dumps([sys.argv[1:], {k: v for k, v in os.environ.items() if k.startswith('MLFLOW_')}]))\n"
     )
     mlflow.chmod(0o755)
-    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", **variables}
-    return subprocess.run(
-        [CLUSTER / "mlflow" / "serve.sh"], env=env, capture_output=True, text=True, timeout=60, check=False
-    )
+    env, script = {"PATH": f"{tmp_path}:{os.environ['PATH']}", **variables}, CLUSTER / "mlflow" / "serve.sh"
+    return subprocess.run([script], env=env, capture_output=True, text=True, timeout=60, check=False)
 
 
-@pytest.mark.filterwarnings(
-    "ignore:.*Any type hint is inferred:UserWarning"
-)  # of MLflow's own, when its CLI is imported
+@pytest.mark.filterwarnings("ignore:.*Any type hint is inferred:UserWarning")  # of MLflow's CLI, as it is imported
 def test_the_server_is_started_with_options_that_mlflow_knows_and_no_secret_among_them(tmp_path):
     from mlflow.cli import server
 
-    done = serve(tmp_path, SERVER | {"PGPASSWORD": "pg-secret", "MLFLOW_AUTH_ADMIN_PASSWORD": "admin-secret"})
+    done = serve(tmp_path, SERVER)
     assert done.returncode == 0, done.stderr
     [verb, *args], env = json.loads(done.stdout)
     params = server.make_context(verb, list(args)).params
@@ -233,3 +244,136 @@ def test_the_server_does_not_start_without_what_it_presumes_and_the_deployment_g
         assert (done.returncode != 0, missing in done.stderr, done.stdout) == (True, True, ""), missing
     [deployment] = [d for d in documents("kuberay/mlflow.yaml") if d["kind"] == "Deployment"]
     assert set(SERVER) <= set(environment(deployment))
+
+
+# ---- the manifests of KubeRay: each object against the schema that its server has, and all together ------------------
+long = pytest.mark.long(part="cluster")
+KUBERNETES = "1.34"  # of the schemas; any version that knows these kinds would do
+OBJECTS = [document for name in MANIFESTS for document in documents(name)]
+KUBERAY = [document for document in OBJECTS if document["apiVersion"].startswith("ray.io/")]
+
+
+def validate(document: dict[str, Any]) -> None:
+    import kubernetes_validate
+
+    kubernetes_validate.validate(document, KUBERNETES, strict=True)
+
+
+@long
+def test_objects_fit_kubernetes_and_clusters_have_a_token_workers_that_are_there_and_pods_without_root():
+    for document in (document for document in OBJECTS if document not in KUBERAY):
+        validate(document)
+    for document in KUBERAY:
+        key = {"RayService": "rayClusterConfig", "RayJob": "rayClusterSpec"}.get(document["kind"])
+        cluster = document["spec"] if key is None else document["spec"].get(key)
+        if cluster:  # a job may go to one that is there
+            assert cluster["authOptions"] == {"mode": "token"}
+            for group in cluster["workerGroupSpecs"]:
+                assert group["minReplicas"] == group["replicas"] == group["maxReplicas"]
+            for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+                found = {name: entry.get("value") for name, entry in environment(group).items()}
+                assert NODE_ENVIRONMENT.items() <= found.items()
+        for template in (templates := list(pod_templates(document))):
+            validate({"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "x"}, "template": template})
+        assert templates
+    for pod in (template["spec"] for document in OBJECTS for template in pod_templates(document)):
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["runAsUser"] > 0
+        assert pod["automountServiceAccountToken"] is False
+        for container in pod["containers"]:
+            assert {"cpu", "memory"} <= set(container["resources"]["limits"])
+            assert container["securityContext"]["allowPrivilegeEscalation"] is False
+            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+
+
+# ---- KubeRay's schemas, as strict as `kubectl apply --validate=strict` has them --------------------------------------
+FOLDER = ROOT.parent / "shared" / "data" / "kuberay"
+VERSIONS = ("1.5.1", "1.7.0")  # the oldest that cluster/README.md names, and the newest there is
+needs_schemas = pytest.mark.skipif(not FOLDER.is_dir(), reason="KubeRay's schemas are not in ../shared/data/kuberay")
+
+
+@cache
+def _validator(version: str, kind: str) -> Any:
+    with gzip.open(FOLDER / f"kuberay-v{version}.json.gz", "rt") as file:
+        schema = _strict(json.load(file)[kind])
+    schema["properties"]["metadata"]["additionalProperties"] = True  # Kubernetes' own, the same for every kind
+    return Draft202012Validator(schema)
+
+
+def _strict(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return a schema that refuses what the API server would drop, and takes null only where the server does."""
+    made = {key: value for key, value in schema.items() if key != "nullable"}
+    for key in ("properties", "patternProperties"):
+        if key in made:
+            made[key] = {name: _strict(part) for name, part in made[key].items()}
+    for key in ("items", "additionalProperties"):
+        if isinstance(made.get(key), dict):
+            made[key] = _strict(made[key])
+    if made.get("type") == "object" and not made.get("x-kubernetes-preserve-unknown-fields"):
+        made.setdefault("additionalProperties", False)
+    return {"anyOf": [made, {"type": "null"}]} if schema.get("nullable") else made
+
+
+@long
+@needs_schemas
+@pytest.mark.parametrize("version", VERSIONS)
+def test_kuberay_takes_each_object(version):
+    whole = Draft202012Validator({"required": ["apiVersion", "kind", "metadata", "spec"]})
+    for document in KUBERAY:
+        errors = [*whole.iter_errors(document), *_validator(version, document["kind"]).iter_errors(document)]
+        assert [f"{'/'.join(map(str, error.absolute_path))}: {error.message}" for error in errors] == []
+        named = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": document["metadata"]}
+        validate(named)  # names and labels: KubeRay's schemas leave these to Kubernetes
+
+
+@long
+def test_secrets_come_from_the_secret_that_the_header_makes():
+    [pattern] = re.findall(r"grep -E '(.*?)'", read("kuberay/mlflow.yaml"))
+    exported = re.findall(r"(\w+)=\.\.\.", read("kuberay/mlflow.yaml"))
+    assert all(re.match(pattern, f"{name}=x") for name in exported)
+    for name in MANIFESTS:
+        for document in documents(name):
+            assert document["kind"] != "Secret"
+            for variable, entry in environment(document).items():
+                if re.search("PASSWORD|TOKEN|SECRET|ACCESS_KEY", variable):
+                    reference = entry["valueFrom"]["secretKeyRef"]
+                    assert reference["name"] == "loraxs-mlflow"
+                    assert reference["key"] in exported
+
+
+@long
+def test_the_application_of_the_service_is_what_ray_serve_takes():
+    from ray._common.utils import import_attr
+    from ray.serve.schema import ServeDeploySchema
+
+    [service] = [d for d in documents("kuberay/rayservice.yaml") if d["kind"] == "RayService"]
+    config = ServeDeploySchema.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"]))
+    [application] = config.applications
+    first, *workers = [template["spec"]["containers"][0] for template in pod_templates(service)]
+    assert {port["name"]: port["containerPort"] for port in first["ports"]}["serve"] == config.http_options.port
+    deployment = import_attr(application.import_path)(application.args)._bound_deployment
+    [group] = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    gpus = [int(worker["resources"]["limits"]["nvidia.com/gpu"]) * group["replicas"] for worker in workers]
+    assert deployment.ray_actor_options["num_gpus"] * deployment.num_replicas == sum(gpus)
+    keys = {mount["mountPath"] for mount in first["volumeMounts"]}
+    assert application.args["api_key_file"].rpartition("/")[0] in keys
+
+
+@long
+def test_policies_and_selectors_meet_the_pods_they_mean():
+    objects = {(d["kind"], d["metadata"]["name"]): d for name in MANIFESTS for d in documents(name)}
+    cluster, job = objects["RayCluster", "loraxs"], objects["RayJob", "reviews"]
+    assert job["spec"]["clusterSelector"] == {"ray.io/cluster": cluster["metadata"]["name"]}
+    policy = objects["NetworkPolicy", "loraxs-ray"]["spec"]
+    assert policy["podSelector"]["matchLabels"] == job["spec"]["clusterSelector"]
+    ours = policy["ingress"][0]["from"][0]["podSelector"]["matchLabels"]
+    service, adapters = objects["RayService", "adapters"], objects["NetworkPolicy", "loraxs-adapters"]["spec"]
+    meant = adapters["podSelector"]["matchLabels"]
+    assert all(meant.items() <= template["metadata"]["labels"].items() for template in pod_templates(service))
+    assert adapters["ingress"][0] == policy["ingress"][0]
+    for template in (*pod_templates(cluster), *pod_templates(job), *pod_templates(service)):
+        assert ours.items() <= template["metadata"]["labels"].items()
+    for kind, name in (("Deployment", "mlflow"), ("StatefulSet", "mlflow-postgres")):
+        labels = objects[kind, name]["spec"]["template"]["metadata"]["labels"]
+        assert objects["Service", name]["spec"]["selector"] == labels
+        assert objects[kind, name]["spec"]["selector"]["matchLabels"] == labels

@@ -24,8 +24,6 @@ import loraxs_search
 from loraxs_search.cli._main import app, run
 from loraxs_search.home import shipped_space_path
 
-TRAIN = "data/movie_reviews/train.jsonl.gz"
-LAUNCH = "launch movie_reviews --name reviews"  # what the shared search ran, sized down
 OURS = README.commands("loraxs-search")
 # Whatever has an address runs on a cluster, in tests/integration/test_cluster_local.py; `ui` in
 # tests/cli/test_ui_browser.py; `launch` is the search that all these tests share.
@@ -33,11 +31,9 @@ ELSEWHERE = [command for command in OURS if "--address" in command.args or comma
 (WRITES,) = [command for command in OURS if command.args[:2] == ["launch", "movie_reviews_text"]]
 FIRST = next(i for i, command in enumerate(OURS) if command.args[0] == "init")
 OWN_ROWS = OURS[FIRST : FIRST + 4]  # from a file of rows to answers, in a home of its own
-LAUNCHES = [
-    command for command in OURS if command.args[0] == "launch" and command not in (*ELSEWHERE, *OWN_ROWS, WRITES)
-]
-RUN = [command for command in OURS if command not in (*ELSEWHERE, *LAUNCHES, *OWN_ROWS, WRITES)]
-COPIED = next(command.args[3] for command in OURS if command.args[:2] == ["spaces", "copy"])
+OTHERS = (*ELSEWHERE, *OWN_ROWS, WRITES)
+LAUNCHES = [command for command in OURS if command.args[0] == "launch" and command not in OTHERS]
+RUN = [command for command in OURS if command not in (*OTHERS, *LAUNCHES)]
 
 
 def shape(line: str) -> str:
@@ -49,14 +45,12 @@ def shape(line: str) -> str:
 
 # ---- commands --------------------------------------------------------------------------------------------------------
 def test_the_readme_has_commands():
-    assert {command.args[0] for command in OURS} == {
-        *("launch", "promote", "pull", "predict", "spaces", "check", "status", "resume", "ui", "history", "ls", "show"),
-        *("doctor", "sync", "compare", "init", "report", "serve"),
-    }
+    verbs = "launch promote pull predict spaces check status resume ui history ls show doctor sync compare"
+    assert {command.args[0] for command in OURS} == {*verbs.split(), "init", "report", "serve"}
     group = typer.main.get_command(app)
-    for command in OURS:
-        with group.make_context("loraxs-search", [*command.args]) as context:
-            verb, found, rest = group.resolve_command(context, [*command.args])
+    for args in (command.args for command in OURS):
+        with group.make_context("loraxs-search", [*args]) as context:
+            verb, found, rest = group.resolve_command(context, [*args])
             found.make_context(verb, rest, parent=context)
     assert [command.args[0] for command in ELSEWHERE] == ["ui", "doctor", "launch", "serve"]
     assert all(line.startswith("$ ") for block in README.blocks("console") for line in block.splitlines()[:1])
@@ -65,10 +59,10 @@ def test_the_readme_has_commands():
 @pytest.mark.slow
 def test_the_launch_on_the_first_screen_is_the_one_that_ran(searched):
     launch, of_a_copy = LAUNCHES
-    assert of_a_copy.args[1] == COPIED, "which search_spaces/README.md launches"
-    assert launch.line == f"loraxs-search {LAUNCH}"
-    shared = [word for word in launch.args if word not in ("launch",)]
-    assert all(word in searched.launched.args for word in shared)
+    copied = next(command.args[3] for command in OURS if command.args[:2] == ["spaces", "copy"])
+    assert of_a_copy.args[1] == copied, "which search_spaces/README.md launches"
+    assert launch.line == "loraxs-search launch movie_reviews --name reviews"
+    assert set(launch.args) - {"launch"} <= set(searched.launched.args)
     printed = searched.launched.stdout + searched.launched.stderr
     reported = [line for line in launch.output if line and line != "..." and not re.match(r"\d{5} ", line)]
     heading, *rest = reported
@@ -143,7 +137,8 @@ def test_the_server_answers_what_the_readme_asks_it(searched):
 @pytest.fixture(scope="module")
 def readme_folder(tmp_path_factory):
     """Where a reader who goes from top to bottom is, with rows of their own."""
-    folder, train = tmp_path_factory.mktemp("readme"), shipped_space_path("movie_reviews").parent / TRAIN
+    folder = tmp_path_factory.mktemp("readme")
+    train = shipped_space_path("movie_reviews").parent / "data" / "movie_reviews" / "train.jsonl.gz"
     with gzip.open(train, "rt") as rows, (folder / "reviews.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["sentence", "label"])
@@ -171,9 +166,8 @@ def test_the_python_runs(searched):
         warnings.simplefilter("ignore")
         exec("".join(README.blocks("python")), space := {})
         classify, bank, texts, model = (space[name] for name in ("classify", "bank", "texts", "model"))
-        assert [answer.label for answer in classify(texts)] == [
-            answer.label for answer in bank.predict("movie-reviews", texts)
-        ]
+        for answer, of_bank in zip(classify(texts), bank.predict("movie-reviews", texts), strict=True):
+            assert answer.label == of_bank.label
         exported = loraxs_search.pull("movie-reviews", form="lora", out="exported").absolute()
     assert type(model).__name__ == "PeftModelForSequenceClassification" and not model.training
     assert model.config.id2label == {0: "negative", 1: "positive"}

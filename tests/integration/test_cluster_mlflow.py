@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pytest
 import requests
-from support.cluster_files import CLUSTER
+from support.pages import ROOT
 from support.ports import free_port
 from support.servers import BUCKET, Server, no_postgres, postgres, responds, seaweedfs
 from support.shell import Shell
@@ -53,7 +53,7 @@ def team(tmp_path):
     config.write_text(CADDYFILE.format(folder=folder, port=port, mlflow=inner))
     authority = folder / "pki" / "authorities" / "local" / "root.crt"
     made = Team(f"https://localhost:{port}", f"http://127.0.0.1:{inner}", authority)
-    serve, proxy = [str(CLUSTER / "mlflow" / "serve.sh")], [caddy, "run", "--config", str(config)]
+    serve, proxy = [str(ROOT / "cluster" / "mlflow" / "serve.sh")], [caddy, "run", "--config", str(config)]
     with seaweedfs(tmp_path) as bucket, postgres(tmp_path) as (database, _):
         variables = bucket | serving(database, inner, f"localhost:{port}")
         variables["MLFLOW_S3_ENDPOINT_URL"] = variables.pop("AWS_ENDPOINT_URL")

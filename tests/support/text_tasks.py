@@ -48,18 +48,10 @@ def writing_task(
     files = dict.fromkeys(("train", "validation", "test"), write("rows.jsonl", rows))
     if test is not None:
         files["test"] = write("test.jsonl", test)
-    return Task(
-        "words",
-        "text-generation",
-        DataSource(data_files=files),
-        metric=metrics[0],
-        direction="maximize",
-        metrics=metrics,
-        max_length=max_length,
-        report_metric=report_metric,
-        report_direction=None if report_metric is None else "minimize",
-        **TextGeneration.fields(TextGeneration.section.model_validate(section)),
-    )
+    fields = TextGeneration.fields(TextGeneration.section.model_validate(section))
+    fields |= {"metric": metrics[0], "direction": "maximize", "metrics": metrics, "max_length": max_length}
+    fields |= {"report_metric": report_metric, "report_direction": None if report_metric is None else "minimize"}
+    return Task("words", "text-generation", DataSource(data_files=files), **fields)
 
 
 def broken_laws(task: Task) -> str:

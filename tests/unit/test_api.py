@@ -33,29 +33,18 @@ def test_one_name_goes_for_every_text_of_a_bank(folder):
 
 
 # ---- folders ---------------------------------------------------------------------------------------------------------
-@pytest.fixture
-def shadow(folder, tmp_path, monkeypatch):
-    """A folder in the working directory that is called as a task is."""
+def test_a_folder_called_as_a_task_is_taken_for_it_if_it_is_said_to_be_one(folder, tmp_path, monkeypatch):
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setenv("HOME", str(tmp_path / "work"))
-    return Path(shutil.copytree(folder, tmp_path / "work" / "movie-reviews"))
-
-
-def test_a_folder_called_as_a_task_is_not_taken_for_it(shadow):
+    shadow = Path(shutil.copytree(folder, tmp_path / "work" / "movie-reviews"))
     for use in (loraxs_search.load_adapter, AdapterBank.of):
         with pytest.raises(RegistryError, match="There is no task yet, but got 'movie-reviews'") as unknown:
             use("movie-reviews")
         assert "./movie-reviews" in str(unknown.value.hint)
-
-
-def test_a_folder_that_is_said_to_be_one_is_taken(shadow):
     expected = loraxs_search.predict(shadow, "so so")
-    for said in ("./movie-reviews", "../work/movie-reviews", str(shadow), "~/movie-reviews", Path("movie-reviews")):
+    for said in ("./movie-reviews", "../work/movie-reviews", "~/movie-reviews", Path("movie-reviews")):
         assert loraxs_search.predict(said, "so so") == expected
-
-
-def test_a_folder_that_is_none_is_told(shadow):
     for none in ("./elsewhere", "./movie-reviews/manifest.json"):
         with pytest.raises(IntegrityError, match="must be an adapter folder, but"):
             loraxs_search.predict(none, "so so")

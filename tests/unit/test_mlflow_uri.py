@@ -53,31 +53,27 @@ def test_the_account_of_mlflows_variables_goes_along_as_mlflow_sends_it_and_to_n
 
 
 def test_a_server_that_wants_an_account_is_alive_and_one_that_answers_with_a_fault_is_not():
-    for status in (200, 403):
-        accounts: list[str | None] = []
-        with server(accounts, status) as uri:
-            check_server(uri)
-        assert accounts == [None], "without variables no account is sent"
+    accounts: list[str | None] = []
+    with server(accounts, 403) as uri:
+        check_server(uri)
+    assert accounts == [None], "without variables no account is sent"
     with server([], 502) as uri, pytest.raises(TrackingError, match=r"/health .*502"):
         check_server(uri)
 
 
-def test_a_server_that_is_not_there_is_said_with_the_systems_words():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    message = f"at http://127.0.0.1:{port} must be reachable, but: .Errno 111. Connection refused"
-    with pytest.raises(TrackingError, match=message) as away:
-        check_server(f"http://127.0.0.1:{port}")
-    assert "--tracking-uri" in str(away.value.hint)
-
-
-def test_a_server_that_hangs_is_given_up_in_time():
+def test_a_server_that_is_not_there_or_hangs_or_can_be_none_is_said_with_the_systems_words():
     with socket.socket() as mute:
         mute.bind(("127.0.0.1", 0))
         mute.listen()
+        uri = f"http://127.0.0.1:{mute.getsockname()[1]}"
         with pytest.raises(TrackingError, match="timed out"):
-            check_server(f"http://127.0.0.1:{mute.getsockname()[1]}", timeout_s=0.3)
+            check_server(uri, timeout_s=0.3)
+    with pytest.raises(TrackingError, match=f"{uri} must be reachable, but: .Errno 111. Connection refused") as away:
+        check_server(uri)
+    assert "--tracking-uri" in str(away.value.hint)
+    for nowhere in ("http://:5000", "http://[::1"):
+        with pytest.raises(TrackingError, match=r"must be reachable, but: .+"):
+            check_server(nowhere)
 
 
 def test_a_certificate_of_an_unknown_authority_is_said_with_the_variable_that_names_one(tmp_path, monkeypatch):
@@ -87,18 +83,6 @@ def test_a_certificate_of_an_unknown_authority_is_said_with_the_variable_that_na
         assert "REQUESTS_CA_BUNDLE" in str(refused.value.hint)
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authority))
         check_server(uri)
-    (tmp_path / "other").mkdir()
-    with https_server(tmp_path / "other", "DNS:mlflow.example.org") as (uri, authority):
-        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authority))
-        with pytest.raises(TrackingError, match="certificate verify failed") as refused:
-            check_server(uri)
-    assert "--tracking-uri" in str(refused.value.hint), "the name is no matter of the authority"
-
-
-def test_an_address_that_leads_nowhere_is_said():
-    for uri in ("http://:5000", "http://[::1"):
-        with pytest.raises(TrackingError, match=r"must be reachable, but: .+"):
-            check_server(uri)
 
 
 def test_the_argument_wins_over_the_environment_and_without_both_the_store_is_in_the_home(monkeypatch, tmp_path):
@@ -125,11 +109,10 @@ def test_an_account_in_an_address_is_refused_and_not_shown(monkeypatch, odd):
     uri = f"https://me:se{odd}cret@host:5000"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.setenv("AWS_ENDPOINT_URL", uri)
-    bucket = uri.replace("https", "s3")
-    reads = (lambda: resolve_uri(uri), resolve_uri, lambda: Storage(bucket))
-    for read in (*reads, lambda: Storage("s3://bucket/below")):
+    buckets = uri.replace("https", "s3"), "s3://bucket/below"
+    for read, address in ((resolve_uri, uri), (resolve_uri, None), *((Storage, bucket) for bucket in buckets)):
         with pytest.raises(LoraxsError) as refused:
-            read()
+            read(address)
         assert "cret" not in f"{refused.value} {refused.value.hint}"
         assert refused.value.__context__ is None
         assert refused.value.hint

@@ -24,10 +24,8 @@ def test_requirements_pin_each_dependency_by_hash_and_name_no_address():
         pinned[name].add(version)
     assert len(re.findall("^[^ ]", text, re.MULTILINE)) == sum(map(len, pinned.values()))
     assert "://" not in text and "-index" not in text and "-links" not in text
-    extras = PROJECT["project"]["optional-dependencies"].values()
-    for wanted in map(
-        Requirement, [*PROJECT["project"]["dependencies"], *(line for extra in extras for line in extra)]
-    ):
+    declared = [PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"].values()]
+    for wanted in (Requirement(line) for lines in declared for line in lines):
         name = wanted.name.lower().replace("_", "-")
         if name not in ("torch", "loraxs-search"):  # a machine's own build; the package's extras
             assert pinned[name] and all(map(wanted.specifier.contains, pinned[name])), name

@@ -1,68 +1,59 @@
+"""Spaces as they are read: records, overrides, files, tasks of the catalogue, and the spaces that are shipped."""
+
 from __future__ import annotations
 
-from dataclasses import fields
+import json
+import re
+import shlex
+from dataclasses import fields, replace
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import yaml
+from optuna.study import create_study
+from support.spaces import catalogue_task
 
 from loraxs_search.errors import UsageError
+from loraxs_search.home import shipped_space_path, shipped_spaces, shipped_tasks
 from loraxs_search.methods.lora_xs import LoraXS
 from loraxs_search.records.adapter import LargestTrial
 from loraxs_search.records.search import PromotionRule, SearchPlan
 from loraxs_search.records.task import BaseModelRef, DataSource, Task
+from loraxs_search.records.trial import Hyperparameters
 from loraxs_search.search_space.load import load_space, parse_space
-from loraxs_search.search_space.parameters import Distribution, parameter_specs
+from loraxs_search.search_space.parameters import Distribution, parameter_specs, parameters_of
+from loraxs_search.search_space.sections import catalogue_entry
 from loraxs_search.tasks.files import read_questions
+from loraxs_search.tasks.kinds import KINDS, SequenceClassification, kind_of
+from loraxs_search.tasks.prepared import load_data
 
 
 def test_every_section_becomes_its_record(parse, text, folder):
-    space = parse(text)
-
-    assert space.task == Task(
-        name="reviews",
-        kind="sequence-classification",
-        source=DataSource(data_files={"train": str(folder / "train.jsonl")}),
-        text="sentence",
-        label="label",
-        labels=("no", "yes"),
-        metric="accuracy",
-        direction="maximize",
-        metrics=("accuracy", "f1"),
-        pooling="auto",
-    )
+    space, source = parse(text), DataSource(data_files={"train": str(folder / "train.jsonl")})
+    columns = {"text": "sentence", "label": "label", "labels": ("no", "yes"), "pooling": "auto"}
+    scored = {"metric": "accuracy", "direction": "maximize", "metrics": ("accuracy", "f1")}
+    assert space.task == Task("reviews", "sequence-classification", source, **columns, **scored)
     assert space.base_model == BaseModelRef(id="org/name")
-    assert space.search == SearchPlan(
-        trials=4, time_budget=600.0, params={"n_startup_trials": 10, "reduction_factor": 2}
-    )
+    params = {"n_startup_trials": 10, "reduction_factor": 2}
+    assert space.search == SearchPlan(trials=4, time_budget=600.0, params=params)
     assert parse(text, "search.scheduler=none").search.params == {"n_startup_trials": 10}
     assert space.promotion == PromotionRule(metric="f1")
     assert (space.name, space.text, space.folder) == ("space", text, str(folder))
 
 
 def test_every_hyperparameter_is_a_parameter_or_comes_from_elsewhere():
-    from loraxs_search.records.trial import Hyperparameters
-
     elsewhere = {"max_steps", "seed", "factor_rank", "method", "method_params", "peft", "start_from", "linear_probe"}
     assert {field.name for field in fields(Hyperparameters)} - elsewhere == set(parameter_specs(LoraXS))
 
 
 # ---- overrides -------------------------------------------------------------------------------------------------------
 def test_overrides_are_yaml_values_put_in_before_checking(parse, text):
-    space = parse(
-        text,
-        "search.trials=24",
-        "search.max_steps=200",
-        "search.report_every=200",
-        "parameters.rank=8",
-        "parameters.scale={choice: [1, 2]}",
-        "base_model.revision=main",
-        "task.data.data_files.validation=train.jsonl",
-        "parameters.sigma=sqrt",
-        "search.trials=none",  # a later one mends it
-        "search.trials=25",
-    )
+    overrides = ["search.max_steps=200", "search.report_every=200", "parameters.rank=8", "parameters.sigma=sqrt"]
+    overrides += ["parameters.scale={choice: [1, 2]}", "task.data.data_files.validation=train.jsonl"]
+    mended = ["search.trials=24", "search.trials=none", "search.trials=25"]
+    space = parse(text, *mended[:1], "base_model.revision=main", *overrides, *mended[1:])
     assert (space.search.trials, space.search.max_steps) == (25, 200)
     assert space.parameters["rank"].alternatives[0].distribution == Distribution("constant", (8,))
     assert space.parameters["scale"].alternatives[0].distribution == Distribution("choice", (1.0, 2.0))
@@ -129,8 +120,11 @@ def test_a_file_is_found_by_path_and_by_shipped_name(folder, text, monkeypatch):
 
     monkeypatch.chdir(folder)
     assert load_space("mine.yaml").name == "mine"
+    (folder / "movie_reviews").mkdir()  # does not hide the shipped one
     for name in ("movie_reviews", "MOVIE-REVIEWS", "movie_reviews.yaml"):
         assert load_space(name).name == "movie_reviews"
+    with pytest.raises(UsageError, match="is a folder"):
+        load_space("./movie_reviews")
 
 
 UNREADABLE = [  # what a file holds, what is told, and with what to do
@@ -157,44 +151,24 @@ def test_a_file_that_is_no_space_is_told(tmp_path):
         assert error.value.hint and remedy in error.value.hint, content
 
 
-def test_a_folder_does_not_hide_the_shipped_space_of_its_name(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "movie_reviews").mkdir()
-    assert load_space("movie_reviews").name == "movie_reviews"
-    with pytest.raises(UsageError, match="is a folder"):
-        load_space("./movie_reviews")
-
-
-def sized(rank):
-    return {"rank": rank, "basis": "top"}
-
-
 def test_every_basis_and_the_largest_sizes_a_trial_may_have_are_known(parse, text):
     assert parse(text).factor_sets() == (("top", 64),)
     chosen = parse(text, "parameters.basis={choice: [middle, bottom]}", "parameters.rank={choice: [4, 8, 100]}")
     assert chosen.factor_sets() == (("middle", 128), ("bottom", 128))
     conditional = parse(text, "parameters.basis={value: bottom, when: {rank: 4}}").factor_sets()
     assert [basis for basis, _ in conditional] == ["bottom", "top"]
-    assert parse(text).largest() == LargestTrial(16, (("lora-xs", sized(16)), ("lora-xs", sized(4))))
     ranges = "parameters.batch_size={choice: [8, 64]}", "parameters.rank={choice: [4, 8, 32]}"
-    assert parse(text, *ranges).largest() == LargestTrial(64, (("lora-xs", sized(32)), ("lora-xs", sized(4))))
+    for overrides, batch, rank in (((), 16, 16), (ranges, 64, 32)):
+        adapters = tuple(("lora-xs", {"rank": own, "basis": "top"}) for own in (rank, 4))
+        assert parse(text, *overrides).largest() == LargestTrial(batch, adapters)
 
 
-def test_running_trials_may_be_compared_by_another_metric(parse, text):
-    for override, metric in {
-        "search.trials=3": None,
-        "search.metric=accuracy": None,
-        "search.metric=matthews": "matthews",
-    }.items():
-        task = parse(text, override).task
+def test_running_trials_may_be_compared_by_another_metric(parse, text, monkeypatch):
+    for own, metric in (("accuracy", None), ("matthews", "matthews")):
+        task = parse(text, f"search.metric={own}").task
         assert (task.report_metric, task.report_direction) == (metric, metric and "maximize")
-        assert (task.metric, task.search_metric) == ("accuracy", metric or "accuracy")
-
-
-def test_a_kind_may_say_what_running_trials_are_compared_by(parse, text, monkeypatch):
-    from loraxs_search.tasks.kinds import SequenceClassification
-
-    monkeypatch.setattr(SequenceClassification, "report_metric", "f1")
+        assert (task.metric, task.search_metric) == ("accuracy", own)
+    monkeypatch.setattr(SequenceClassification, "report_metric", "f1")  # a kind may say so too
     assert parse(text).task.report_metric == "f1"
     assert parse(text, "search.metric=accuracy").task.report_metric is None
     assert parse(text, "task.metric=f1").task.report_metric is None
@@ -251,3 +225,122 @@ def test_a_file_that_is_nearly_named_is_meant(tmp_path, monkeypatch):
             load_space(wrong)
     with pytest.raises(UsageError, match=r"^Did you mean data/tickets\.csv\? "):
         read_questions("./data/ticket.csv", ("text",))
+
+
+# ---- tasks of the catalogue ------------------------------------------------------------------------------------------
+GLUE = {"cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb"}
+CHOICE = {"boolq", "piqa", "siqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa"}
+WRITTEN = {"gsm8k", "math", "metamath_gsm8k", "metamath_math", "commonsense_170k"}
+# Rows as the cards of the data sets have them; ARC has a few with numbers.
+ROWS = r"""
+google/boolq {"question": "is it", "answer": true, "passage": "It is."}
+lighteval/piqa {"goal": "to sit", "sol1": "take a chair", "sol2": "take a lamp", "label": 1}
+lighteval/siqa {"context": "Ann", "question": "Why?", "answerA": "to", "answerB": "in", "answerC": "by", "label": "3"}
+Rowan/hellaswag {"activity_label": "Running", "ctx": "She", "endings": ["runs.", "flies.", "is.", "sat."], "label": "0"}
+allenai/winogrande {"sentence": "_ ran.", "option1": "Ann", "option2": "The cup", "answer": "1"}
+allenai/ai2_arc {"id": "x", "question": "What?", "choices": LETTERS, "answerKey": "B"}
+allenai/openbookqa {"id": "x", "question_stem": "Ice is", "choices": LETTERS, "answerKey": "D"}
+zwhe99/commonsense_170k {"instruction": "", "input": "", "output": "the correct answer is answer2", "answer": "answer2"}
+openai/gsm8k {"question": "How many?", "answer": "It is <<1+1=2>>2.\n#### 1,002"}
+DigitalLearningGmbH/MATH-lighteval {"problem": "What?", "level": "1", "solution": "So $x = \\boxed{\\frac{1}{2}}$."}
+meta-math/MetaMathQA {"query": "How many?", "response": "So 2.\n#### 2\nThe answer is: 2", "type": "GSM_Rephrased"}
+""".replace("LETTERS", '{"text": ["a", "b", "c", "d"], "label": ["A", "B", "C", "D"]}')
+CARDS = {name: json.loads(row) for name, _, row in (line.partition(" ") for line in ROWS.strip().splitlines())}
+NUMBERS = {"choices": {"text": ["a", "b", "c"], "label": ["1", "2", "3"]}, "answerKey": "2"}
+LABELS = {"boolq": 1, "piqa": 1, "siqa": 2, "hellaswag": 0, "winogrande": 0, "arc_easy": 1, "openbookqa": 3}
+
+
+def test_each_entry_is_a_whole_task():
+    assert shipped_tasks() == sorted(GLUE | CHOICE | WRITTEN)
+    for name in shipped_tasks():
+        task, kind = catalogue_task(name), kind_of(catalogue_task(name))
+        assert (task.name, task.metric) == (name, task.metrics[0])
+        assert task.direction == KINDS.get(task.kind).metrics[task.metric].direction
+        assert kind.model.num_outputs == (max(1, len(task.labels)) if name in GLUE else None)
+        notes = [line[2:] for line in catalogue_entry(name)[0].splitlines() if line.startswith("# ")]
+        hubs = {task.source.hub, *(split.hub for split in task.source.elsewhere.values())}
+        assert {f"Data: https://huggingface.co/datasets/{hub}" for hub in hubs} <= set(notes)
+
+
+def test_a_variant_is_a_championship_of_its_own(parse, text):
+    assert parse(text).task.registered_name == "reviews"
+    assert parse(text, "task.variant=de").task.registered_name == "reviews.de"
+    assert parse(text, "task={use: sst2, variant: acme_1}").task.registered_name == "sst2.acme_1"
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """Folders that stand for the data sets of a task, with made-up rows in the shape of their cards."""
+
+    def local(name: str) -> str:
+        folder = tmp_path / name.replace("/", "-")
+        for split in ("train", "validation", "test") if not folder.exists() else ():
+            card = CARDS[name]
+            key = next(key for key, value in card.items() if isinstance(value, str) and key != "id")
+            rows = [{**card, key: f"{card[key]} {split} {i}"} for i in range(30)]
+            rows[-1] |= NUMBERS if name == "allenai/ai2_arc" else {}
+            datasets.Dataset.from_list(rows).to_parquet(folder / f"{split}.parquet")
+        return str(folder)
+
+    def make(task: Task) -> Task:
+        source = task.source
+        others = {split: replace(it, hub=local(it.hub), config=None) for split, it in source.elsewhere.items()}
+        splits = {split: name.partition("[")[0] + "[:20]" for split, name in source.splits.items()}
+        carved = None if source.carved_rows is None else 2
+        assert source.hub is not None
+        anew = replace(source, hub=local(source.hub), config=None, splits=splits, carved_rows=carved, **others)
+        return replace(task, source=anew)
+
+    return make
+
+
+def test_rows_of_a_choice(hub):
+    for name, label in LABELS.items():
+        data = load_data(hub(catalogue_task(name)))
+        assert {int(it) for rows in data.values() for it in rows.labels} == {label}, name
+        rows = data["test"]
+        assert rows.texts[0].strip() and "{" not in rows.texts[0]
+
+
+def test_rows_of_written_answers(hub):
+    expected = {"gsm8k": {"1002"}, "math": {r"\frac{1}{2}"}, "commonsense_170k": {"answer2"}}
+    last = {"metamath_gsm8k": {"1,002"}, "metamath_math": {r"\frac{1}{2}"}}
+    for name in WRITTEN:
+        data = load_data(hub(catalogue_task(name)))
+        references = {split: set(rows.labels.tolist()) for split, rows in data.items()}
+        assert references["test"] == references["validation"] == (expected | last)[name]
+        assert references["train"] == expected.get(name, {"2"})
+
+
+# ---- shipped spaces --------------------------------------------------------------------------------------------------
+SPACES = shipped_spaces()
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_a_shipped_space_is_sound_can_be_copied_and_opens_with_its_command(name, say, tmp_path):
+    space = load_space(name)
+    params = space.suggest(create_study().ask())
+    own = parameters_of(space.parameters, space.method_of(params).name)
+    always = {parameter.name for parameter in own.values() if not all(each.when for each in parameter.alternatives)}
+    assert space.name == name
+    assert always <= set(params) - {"method"} <= set(own)
+    copy = tmp_path / f"{name}.yaml"
+    assert say("spaces", "copy", name, str(copy)).ok
+    schema = shipped_space_path(name).with_name("space.schema.json")
+    assert f"\n# yaml-language-server: $schema={schema}\n" in copy.read_text()
+    wherever = {"text": "", "source": "", "folder": ""}
+    assert replace(load_space(str(copy)), **wherever) == replace(space, **wherever)
+    opening = shipped_space_path(name).read_text().split("\n\n")[0]
+    assert "# Needs: " in opening
+    assert f"# Run:       loraxs-search launch {name}\n" in opening
+    (found,) = re.findall(rf"# Override:  loraxs-search launch {name} (--set .*)", opening)
+    assert load_space(name, overrides=[word for word in shlex.split(found) if word != "--set"]) != space
+
+
+def test_rungs_end_at_max_steps():
+    for name in SPACES:
+        plan = load_space(name).search
+        rung = plan.report_every
+        while rung < plan.max_steps:
+            rung *= int(plan.params.get("reduction_factor", 2))
+        assert rung == plan.max_steps, name

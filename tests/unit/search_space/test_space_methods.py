@@ -73,23 +73,14 @@ def test_the_method_is_the_first_parameter_and_decides_which_others_there_are(pa
     assert seen == {("lora-xs", "rank", "sigma"), ("ia3", "side"), ("ranked", "rank"), ("ranked", "rank", "side")}
 
 
-def test_forms_behind_one_that_always_holds_for_a_method_are_none_of_its_values(parse):
-    space = parse(TEXT.replace("log_uniform", "choice"))
-    assert space.possible_values("lora-xs", "learning_rate") == (1e-3, 1e-2)
-    assert space.possible_values("ia3", "learning_rate") == (5e-5,)
-
-
 def test_optuna_knows_each_alternative_by_a_name_of_its_own(parse):
     space = parse(TEXT)
-    assert space.distributions() == {
-        "method": CategoricalDistribution(("lora-xs", "ia3", "ranked")),
-        "learning_rate": FloatDistribution(1e-3, 1e-2, log=True),
-        "learning_rate[1]": FloatDistribution(1e-4, 1e-3, log=True),
-        "rank": CategoricalDistribution((4, 8)),
-        "sigma": CategoricalDistribution(("input", "sqrt")),
-        "side": CategoricalDistribution(("input", "output")),
-        "side[1]": CategoricalDistribution(("input", "both")),
-    }
+    choices = {"method": ("lora-xs", "ia3", "ranked"), "rank": (4, 8), "sigma": ("input", "sqrt")}
+    choices |= {"side": ("input", "output"), "side[1]": ("input", "both")}
+    floats = {"learning_rate": (1e-3, 1e-2), "learning_rate[1]": (1e-4, 1e-3)}
+    known = {name: CategoricalDistribution(values) for name, values in choices.items()}
+    known |= {name: FloatDistribution(*ends, log=True) for name, ends in floats.items()}
+    assert space.distributions() == known
     for trial, params in draws(space, 8):
         assert trial.distributions.items() <= space.distributions().items()
         assert trial.params.items() <= space.drawn_params(params).items()
@@ -145,26 +136,18 @@ FAULTS = """
   side: {choice: [input, output]} | side.choice[1] | must be one of: input, but got "output", as ia3 and ranked take it
   weight_decay: [{value: 0.1}, 0.2] | weight_decay[0] | must have `when`, as all but the last
 """
-ROWS = [tuple(row.strip().split(" | ")) for row in FAULTS.strip().splitlines()]
 
 
 def test_a_fault_has_its_line_and_remedy(faults):
-    for row in ROWS:
-        _is_told(faults, *row)
-
-
-def _is_told(faults, line, key, told):
-    name = line.partition(":")[0]
-    kept = [each for each in TEXT.splitlines() if not each.strip().startswith((f"{name}:", "- {"))]
-    if name == "side" or "side" not in line:
-        kept = [each for each in kept if not each.strip().startswith("side:")]
-    kept = [each.replace("side:", "side: input") if each.strip() == "side:" else each for each in kept]
-    kept = ["  learning_rate: 1.0e-3" if "- 5.0e-5" in each else each for each in kept if "learning_rate:" not in each]
-    (at,) = [number for number, each in enumerate(kept) if each.startswith("search:")]
-    lines = faults("\n".join([*kept[:at], f"  {line}", *kept[at:]]))
-    (fault,) = [each for each in lines if each.startswith(f"space.yaml:{at + 1}: parameters.{key}: ")]
-    assert told in fault
-    assert len(lines) == 1, lines
+    """Each takes the place of the parameter of its name, or stands beside the others."""
+    for line, key, told in (row.strip().split(" | ") for row in FAULTS.strip().splitlines()):
+        given = {"learning_rate": "1.0e-3", "rank": "{choice: [4, 8]}", "sigma": "{choice: [input, sqrt]}"}
+        given |= {"side": "input"} if "side" in line else {}
+        given.pop(name := line.partition(":")[0], None)
+        parameters = [*(f"{key}: {value}" for key, value in given.items()), line]
+        (fault,) = faults("\n  ".join([TEXT.partition("\n  ")[0], *parameters]))
+        assert fault.startswith(f"space.yaml:{4 + len(parameters)}: parameters.{key}: "), (name, fault)
+        assert told in fault
 
 
 def test_a_choice_of_methods_that_is_none(faults):
@@ -191,11 +174,10 @@ def test_words_that_no_value_fits_need_an_item_for_each_method(faults, monkeypat
     assert line.endswith("since its values differ: one of: output, input for ia3; a number of at least 0 for ranked.")
 
 
-# ---- any space -------------------------------------------------------------------------------------------------------
-
-
 def test_whatever_is_drawn_resolves_and_holds_its_own_methods_params_alone(parse):
     space = parse(TEXT.replace("log_uniform", "choice"))
+    assert space.possible_values("lora-xs", "learning_rate") == (1e-3, 1e-2), "and not those of forms behind it"
+    assert space.possible_values("ia3", "learning_rate") == (5e-5,)
     for trial, params in draws(space, 20):
         method = space.method_of(params)
         assert ("method" in params) == (len(space.methods) > 1)

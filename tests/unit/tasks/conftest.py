@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import json
-from typing import Any
+from dataclasses import replace
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -19,15 +18,11 @@ def small_tokenizer(**options):
     ids = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
     raw = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
     raw.pre_tokenizer = pre_tokenizers.Whitespace()
-    raw.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
-    )
-    inputs = ["input_ids", "token_type_ids", "attention_mask"]
-    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    defaults = {"model_input_names": inputs, "model_max_length": 64, **special}
-    return PreTrainedTokenizerFast(tokenizer_object=raw, **{**defaults, **options})
+    ends = [("[CLS]", 2), ("[SEP]", 3)]
+    raw.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", ends)
+    known = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    known |= {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"], "model_max_length": 64}
+    return PreTrainedTokenizerFast(tokenizer_object=raw, **known | options)
 
 
 @pytest.fixture
@@ -42,12 +37,11 @@ def tokenizer():
 
 @pytest.fixture
 def write(tmp_path):
-    """Write rows as JSON lines (gzipped when the name says so) and return the path."""
+    """Write rows as JSON lines and return the path."""
 
     def make(name, rows):
         path = tmp_path / name
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return str(path)
 
     return make
@@ -70,18 +64,8 @@ def make_task(write):
         if files is None:
             files = {"train": rows_of(40), "validation": rows_of(10, "good w"), "test": rows_of(12, "bad w")}
         paths = {name: write(f"{name}.jsonl", content) for name, content in files.items()}
-        task: dict[str, Any] = {
-            "name": "made-up",
-            "kind": "sequence-classification",
-            "source": DataSource(data_files=paths),
-            "text": "text",
-            "label": "label",
-            "metric": "accuracy",
-            "direction": "maximize",
-            "metrics": ("accuracy",),
-            "labels": ("negative", "positive"),
-            "max_length": 16,
-        }
-        return Task(**{**task, **changes})
+        known = ("made-up", "sequence-classification", DataSource(data_files=paths), "text", "label")
+        task = Task(*known, "accuracy", "maximize", ("accuracy",), labels=("negative", "positive"), max_length=16)
+        return replace(task, **changes)
 
     return make

@@ -150,12 +150,8 @@ ARC = [  # most rows have letters and some numbers
 ]
 
 
-def equal(answer, **more):
-    """Their likelihoods are equal, and the first of the likeliest is the answer."""
-    return [{"q": "q", "choices": ["x", "x", "y"], "answer": answer, **more}]
-
-
 def test_labels_are_indices_letters_texts_or_names(make):
+    names = [{"q": "q", "choices": ["x", "x", "y"], "answer": "2", "names": ["1", "2", "3"]}]
     for rows, keys, labels in [
         (labelled([0, "2", 1.0]), {}, [0, 2, 1]),
         (labelled(["A", "C"]), {}, [0, 2]),
@@ -165,50 +161,29 @@ def test_labels_are_indices_letters_texts_or_names(make):
         (labelled([True, 3.0]), {"option_names": ["true", "2", "3"]}, [0, 2]),
         (ARC, {"options": "choices.text", "option_names": "choices.label"}, [1, 2]),
         ([{"q": "q", "choices": '["x | y", "z"]', "answer": "z"}], {}, [1]),
-        (equal("2", names=["1", "2", "3"]), {"option_names": "names"}, [0]),
+        (names, {"option_names": "names"}, [0]),  # of options that are equal, the first one
     ]:
         assert load_data(make(rows, **keys))["train"].labels.tolist() == labels
 
 
-NAMES = {"option_names": "names"}
-OTHERS = "of one of its row's options, as it is in 2 other row"
-
-
 def test_rows_that_do_not_fit_are_refused(make):
+    fine, names = {"q": "q", "choices": ["x", "y"], "answer": "A"}, {"option_names": "names"}
     for rows, keys, said in [
         (labelled([1, 2], ["1", "2", "3"]), {}, "as index and as text, and 1 (line 1), 2 (line 2) would mean ' 2' or"),
         (labelled(["B", "A"], ["B", "A"]), {}, "as letter and as text, and 'B' (line 1), 'A' (line 2) would mean"),
-        (labelled(["A", "D", "B"]), {}, f"letter, from A, {OTHERS}"),
+        (labelled(["A", "D", "B"]), {}, "letter, from A, of one of its row's options, as it is in 2 other row"),
         (labelled([None, "z"]), {}, "must be the index, letter or text of an option, but"),
         (labelled(["1", "0"]), {"option_names": ["1", "2", "3"]}, "must be one of the names of its row's options"),
-        ([row | {"names": None} for row in labelled(["a"])], NAMES, "`option_names` must hold a name for each option"),
-        (equal("A", names=["A", "A", "B"]), NAMES, "`option_names` must hold names that differ from each other, but"),
-        ([{"q": "q", "choices": "[" * 100_000, "answer": 0}], {}, "be a list of texts or numbers"),
+        ([row | {"names": None} for row in labelled(["a"])], names, "`option_names` must hold a name for each option"),
+        ([{"names": ["A", "A"], **fine}], names, "`option_names` must hold names that differ from each other, but"),
+        ([{**fine, "choices": "[" * 100_000}], {}, "be a list of texts or numbers"),
+        ([fine, {**fine, "choices": ["x", None]}], {}, "['x', None] (line 2)"),
+        ([fine, {**fine, "choices": ["x"]}], {}, "be two or more, but"),
+        ([fine, {**fine, "choices": ["x", " "]}], {}, "each have text, but"),
+        ([fine, {**fine, "q": None}], {}, "`q` must have a value in each row, but"),
         (labelled([0]), {"prompt": "{qq}?"}, "`prompt.{qq}` must be one of: q, answer, choices, but got 'qq'."),
     ]:
         assert said in refused(make(rows, **keys))
-
-
-def test_every_fault_of_a_file_is_named_at_once_with_its_line(make):
-    rows = [
-        {"q": "a", "choices": ["x"], "answer": 0},
-        {"q": None, "choices": ["x", "y"], "answer": 1},
-        {"q": "c", "choices": None, "answer": 0},
-        {"q": "d", "choices": ["x", " "], "answer": 0},
-        {"q": "e", "choices": ["x", " x"], "answer": 0},  # odd, and data sets have such rows
-        {"q": "f", "choices": ["x", "y"], "answer": 2},
-        {"q": "g", "choices": ["x", None], "answer": 0},
-    ]
-    message = refused(make(rows))
-    for law in (
-        "be two or more, but PLACE has ['x'] (line 1)",
-        "be a list of texts or numbers, but PLACE has None (line 3), ['x', None] (line 7)",
-        "each have text, but PLACE has ['x', ' '] (line 4)",
-        "`q` must have a value in each row, but PLACE has None (line 2)",
-        "as it is in 2 other rows, but PLACE has 2 (line 6)",
-    ):
-        assert law.replace("PLACE", make(rows).source.data_files["train"]) in message, law
-    assert message.startswith("Task choice has 15 faults:"), "five in each of three splits"
 
 
 def test_keys_that_contradict_each_other_are_refused(make):

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
 from support.characters import CHAT, THINKING, characters
 from support.text_tasks import NUMBER, SUMS, broken_laws, refused, writing_task
 from transformers import GenerationConfig
 
-from loraxs_search.errors import TaskDataError
-from loraxs_search.tasks.kinds import ForwardRequest, Generated, Ragged, kind_of
+from loraxs_search.errors import LoraxsError, TaskDataError
+from loraxs_search.tasks.kinds import ForwardRequest, Generated, Ragged, kind_of, text_generation
+from loraxs_search.tasks.kinds.text_generation import Extraction
 from loraxs_search.tasks.prepared import encode, first_rows, load_data, prepare, served
 
 TURN = {"prompt": None, "messages": [{"role": "user", "content": "{q}"}], "answer": "{a}"}
@@ -32,6 +37,10 @@ def row(**changes):
 
 def labels_of(task):
     return load_data(task)["test"].labels.tolist()
+
+
+def find(text, form="text", **extract):
+    return Extraction.model_validate({"as": form, **extract}).find(text)
 
 
 # ---- rows ------------------------------------------------------------------------------------------------------------
@@ -154,9 +163,8 @@ def test_what_is_written_is_scored_by_its_answer(make):
     assert [data.tokenizer.decode(write.source.ids.row(i)) for i in range(2)] == ["Two and two?", "Six and six?"]
     assert (write.max_new_tokens, write.stop, write.sampling) == (20, (), None)
     assert scores.predictions.tolist() == ["4", "13", ""]
-    assert data.kind.measure_scores(scores, data.labels("test")) == pytest.approx(
-        {"exact_match": 1 / 3, "unparsed": 1 / 3, "unended": 1.0, "loss": 3 / scores.counts.sum()}
-    )
+    measured = {"exact_match": 1 / 3, "unparsed": 1 / 3, "unended": 1.0, "loss": 3 / scores.counts.sum()}
+    assert data.kind.measure_scores(scores, data.labels("test")) == pytest.approx(measured)
     generation = {"max_new_tokens": 5, "stop": ["z"], "temperature": 0.5, "top_p": 0.9, "seed": 3}
     data = prepare(make(generation=generation), characters())
     _, write = answered(data.kind.score(data, "test", np.array([0])), ["x"])
@@ -209,19 +217,12 @@ def test_worked_examples_stand_before_the_prompt_balanced_by_answer_and_always_t
     assert len(data.tokenizer(asked, add_special_tokens=False)["input_ids"]) == 70
 
 
-@pytest.mark.parametrize(
-    ("keys", "template", "turns"),
-    [
-        (TURN, CHAT, "<|user|>{q}<|end|><|assistant|>{a}<|end|><|user|>One and six<|end|><|assistant|>"),
-        (TURN, THINKING, "<|user|>{q}<|end|><|assistant|>::{a}<|end|><|user|>One and six<|end|><|assistant|>::"),
-    ],
-)
-def test_worked_examples_are_turns_of_a_chat(make, keys, template, turns):
-    data = prepare(make(**keys), characters(chat=template))
-    assert shown(data, 1) in [turns.format(**row) for row in SUMS]
-
-
-def test_a_system_message_stands_once_unless_it_is_the_rows(make):
+def test_worked_examples_are_turns_of_a_chat_and_a_system_message_stands_once_unless_it_is_the_rows(make):
+    for template, thought in ((CHAT, ""), (THINKING, "::")):
+        answer = f"<|assistant|>{thought}"
+        data = prepare(make(**TURN), characters(chat=template))
+        examples = [f"<|user|>{row['q']}<|end|>{answer}{row['a']}<|end|>" for row in SUMS]
+        assert shown(data, 1) in [f"{example}<|user|>One and six<|end|>{answer}" for example in examples]
     fixed = SYSTEM | {"messages": [{"role": "system", "content": "Say it"}, *TURN["messages"]]}
     for keys, times in ((fixed, 1), (SYSTEM, 2)):
         assert shown(prepare(make(**keys), characters(chat=CHAT)), 1).count("<|system|>") == times
@@ -263,3 +264,162 @@ def test_references_that_are_the_whole_answer_stay_the_tasks_own(make):
         task = make(answer=" {a}" + stop.replace("}", "}}"), generation={"max_new_tokens": 20, "stop": [stop]})
         asked = kind_of(task).asked_as(make(prompt="Q: {q}"))
         assert labels_of(asked) == labels_of(task) == [row["a"] for row in SUMS]
+
+
+# ---- answers in texts: where they are, and the form in which they are compared ---------------------------------------
+def first_number(text):
+    return find(text, "number", regex="(?s)(.*)")
+
+
+def test_the_first_number_of_a_text_has_one_form():
+    for text, number in [
+        ("1,234.50", "1234.5"),
+        ("3\u202f500,75", "3500.75"),
+        ("2.000.000", "2000000"),
+        ("1.234", "1.234"),
+        ("1'234'567.5", "1234567.5"),
+        ("1{,}234", "1234"),
+        ("\N{EN DASH}5", "-5"),
+        ("$-5", "-5"),
+        ("x-5", "5"),
+        ("1e3", "1000"),
+    ]:
+        assert first_number(text) == number, text
+    none = ("1,2,3", "12:30 or 5", "2^10", "3/4.5", "\u00bd", "1 1/2", "\\frac{1}{2}", "10-5", "5! = 120", "1" * 101)
+    assert [first_number(text) for text in none] == [""] * len(none)
+    for text, number in [("3 + 4 = 7.0 apples", "7"), ("10-5=5", "5"), ("1 000 1/2", "")]:
+        assert find(text, "number") == number, text
+    whole = Extraction.model_validate({"as": "number"})
+    assert (whole.bare("12 apples"), whole.bare("5 arms and 3 legs")) == ("12", "")
+
+
+@given(st.text(alphabet=st.one_of(st.characters(), st.sampled_from("0123456789.,/- $eE%")), max_size=200))
+def test_any_text_is_read_and_a_number_stays_what_it_is(text):
+    for read in (first_number, lambda it: find(it, "number")):
+        number = read(text)
+        assert read(number) == number
+
+
+@given(st.integers(10**6, 10**15), st.integers(1, 99), st.sampled_from([",.", " .", " ,", "\u202f,", "'.", ".,"]))
+def test_no_two_numbers_are_one_however_they_are_grouped(whole, cents, marks):
+    text = f"{whole:,}.{cents:02}".replace(".", "#").replace(",", marks[0]).replace("#", marks[1])
+    value = whole + Fraction(cents, 100)
+    assert (Fraction(first_number(text)), Fraction(first_number(f"It costs $-{text}."))) == (value, -value)
+    assert find(f"of 3 it is {text}.", "number") == first_number(text)
+
+
+# ---- where -----------------------------------------------------------------------------------------------------------
+CHOICES = ["true", "false", "not true"]
+MATRIX = "The answer is: \\begin{pmatrix} 1 \\\\\n 2 \\end{pmatrix}\n\nQuestion"
+
+
+def test_an_answer_is_found_where_the_keys_say():
+    after, text = {"after": "The answer is"}, "The answer is 5. No: The answer is: 6 + 1.\nQuestion: 8"
+    for said, form, keys, found in [
+        (text, "number", after, "6"),
+        (text, "text", after, "6 + 1"),
+        (text, "math", after, "6 + 1"),
+        ("the answer is 5", "text", after, ""),
+        ("The answer is unclear.\nIs it true?", "text", {"one_of": CHOICES, **after}, ""),
+        ("The answer is:\n\n True.\nfalse", "text", {"one_of": CHOICES, **after}, "true"),
+        ("The answer is:\r\n8 apples\r\n9", "number", after, "8"),
+        (MATRIX, "math", after, "\\begin{pmatrix} 1 \\\\\n2 \\end{pmatrix}"),
+        ("The answer is x + 1.\nSo it is.", "math", after, "x + 1"),
+        ("answer2 or answer3", "text", {"regex": r"answer(\d)"}, "2"),
+        ("pay $1,200.0 now", "number", {"regex": r"pay (\S+)"}, "1200"),
+        ("It is untrue, so False, not true.", "text", {"one_of": CHOICES}, "false"),
+        ("Not true at all", "text", {"one_of": CHOICES}, "not true"),
+        ("\u7b54\u6848\u662f\u6b63\u9762\u7684", "text", {"one_of": ["\u6b63\u9762", "\u8d1f\u9762"]}, "\u6b63\u9762"),
+        ("1.5", "text", {"one_of": ["1", "5"]}, ""),
+        ("3.A", "text", {"one_of": ["A", "B"]}, "A"),
+        ("ma\u00dfe", "text", {"one_of": ["Masse", "Ma\u00dfe"]}, "Ma\u00dfe"),
+    ]:
+        assert find(said, form, **keys) == found, said
+
+
+def test_a_formula_is_that_of_the_last_whole_box():
+    for text, formula in [
+        ("First \\boxed{1}, so $\\boxed{\\frac{1}{2}}$.", "\\frac{1}{2}"),
+        ("so $\\boxed 2$ it is", "2"),
+        ("\\fbox{3}\n\nAnd more", "3"),
+        ("\\boxed{\\{1, 2\\}}", "\\{1, 2\\}"),
+        ("\\boxed{4} and then \\boxed{\\frac{1}{2", "4"),
+    ]:
+        assert find(text, "math") == formula
+
+
+# ---- references ------------------------------------------------------------------------------------------------------
+def test_references_stand_alone_or_are_found_like_answers():
+    extraction = Extraction.model_validate({"after": "The answer is", "as": "number"})
+    assert extraction.references(["36.0", "$5", "C"], whole=False) == ["36", "5", ""]
+    assert extraction.references(["The answer is 36.0", "5"], whole=False) == ["36", ""]
+    assert extraction.references(["36.0"], whole=True) == [""]
+    assert Extraction.model_validate({"after": "is"}).references(["blue."], whole=False) == ["blue"]
+    assert Extraction.model_validate({"one_of": ["A", "B"]}).references(["a", "C"], whole=False) == ["A", ""]
+
+
+def test_answers_settle_as_their_equal_references():
+    for form, answers, references, settled in [
+        ("number", ["3", ""], ["4", "5"], ["3", ""]),
+        ("text", ["cafe\u0301", "cafe"], ["caf\u00e9", "caf\u00e9"], ["caf\u00e9", "cafe"]),
+        ("math", ["0.5", "x", ""], ["\\frac{1}{2}", "y", "z"], ["\\frac{1}{2}", "x", ""]),
+    ]:
+        assert Extraction.model_validate({"as": form}).settled(answers, references).tolist() == settled
+
+
+def equal_formulas(*pairs):
+    references, predictions = zip(*pairs, strict=True)
+    settled = Extraction.model_validate({"as": "math"}).settled(predictions, references)
+    return [one == other for one, other in zip(settled, references, strict=True)]
+
+
+def test_what_math_verify_holds_equal_is_equal_and_one_that_never_ends_is_not():
+    pairs = {
+        ("\\left( 3, \\frac{\\pi}{2} \\right)", "(3, \\pi/2)"): True,
+        ("\\$36", "36"): True,
+        ("1 1/2", "3/2"): True,
+        ("10^{10^{10}}", "5"): False,
+        ("2 3", "5"): False,
+        ("2.000.000", "3.000.000"): False,
+        ("1.5e-3", "0.0015"): True,
+        ("p - q", "q - p"): False,
+        ("{ x", "{  x"): True,  # as text
+    }
+    assert equal_formulas(*pairs) == list(pairs.values())
+
+
+DYING = """import sys
+print("ready", flush=True)
+for line in sys.stdin:
+    print(str("die" not in line or sys.exit(1)).lower(), flush=True)
+"""
+
+
+def test_a_pair_that_ends_the_process_is_unequal_and_a_missing_library_is_named(monkeypatch, tmp_path):
+    worker = tmp_path / "worker.py"
+    monkeypatch.setattr(text_generation, "_WORKER", worker)
+    worker.write_text(DYING)
+    assert equal_formulas(("1", "2"), ("die", "x"), ("3", "4"), ("die", "y")) == [True, False, True, False]
+    worker.write_text("raise ImportError('no module named math_verify')")
+    with pytest.raises(LoraxsError, match="no module named math_verify"):
+        equal_formulas(("1", "2"))
+
+
+# ---- keys ------------------------------------------------------------------------------------------------------------
+def test_choices_of_yaml_are_texts_and_wrong_keys_are_refused():
+    section = Extraction.model_validate({"one_of": [True, False, 3, " A "]})
+    assert section.model_dump(exclude_none=True, by_alias=True) == {"one_of": ["true", "false", "3", "A"], "as": "text"}
+    for keys, message in [
+        ({"regex": "(a"}, "must be a regular expression"),
+        ({"regex": "a"}, "must have a group"),
+        ({"one_of": ["a", 1.5]}, "must be a text, a whole number"),
+        ({"one_of": ["a"]}, "at least 2"),
+    ]:
+        with pytest.raises(ValidationError, match=message):
+            Extraction.model_validate(keys)
+    for keys, path in [
+        ({"after": "a", "regex": "(b)"}, ("extract",)),
+        ({"one_of": ["not  a", "Not\na"]}, ("extract", "one_of")),
+        ({"one_of": ["a", "b"], "as": "number"}, ("extract", "as")),
+    ]:
+        assert [fault for fault, _ in Extraction.laws(keys)] == [path]
