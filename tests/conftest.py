@@ -12,8 +12,8 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import hypothesis
@@ -23,7 +23,6 @@ from filelock import FileLock
 from support.ports import free_port
 from support.said import Said
 from support.servers import MlflowServer
-from support.shell import Shell
 from support.spaces import QUICKSTART, REVIEWS, SMOLLM2, SPACE
 
 # Machines are noisy, and pytest-timeout ends what hangs. `make explore` looks for new examples.
@@ -203,10 +202,8 @@ def mlflow_server(store_template, tmp_path_factory):
     """The one server of all tests that need no other, started: who kills it starts it again."""
     folder = tmp_path_factory.mktemp("server")
     shutil.copy(store_template, folder / "server.db")
-    server = MlflowServer(folder)
-    server.start()
-    yield server
-    server.kill()
+    with MlflowServer(folder) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
@@ -308,16 +305,6 @@ def sized_down():
     return [part for override in (*search, *few, *rule) for part in ("--set", override)]
 
 
-@dataclass(frozen=True)
-class Searched:
-    """A home in which one small real search has run, and its champion has been promoted."""
-
-    shell: Shell
-    study: str
-    launched: subprocess.CompletedProcess[str]
-    promoted: subprocess.CompletedProcess[str]
-
-
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory):
     """The wheel of this checkout, built without the network."""
@@ -331,7 +318,7 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def searched(warm_home, sized_down, tmp_path_factory):
-    """The one search that the tests of the command line and of the documents share.
+    """The one search that the tests of the command line and of the documents share, and its promotion.
 
     It scores all of its rows at the end: of the shipped reviews it has the first ones alone.
     """
@@ -347,4 +334,4 @@ def searched(warm_home, sized_down, tmp_path_factory):
     assert launched.returncode == 0, launched.stderr
     promoted = shell.run("promote")
     assert promoted.returncode == 0, promoted.stderr
-    return Searched(shell, "reviews", launched, promoted)
+    return SimpleNamespace(shell=shell, study="reviews", launched=launched, promoted=promoted)

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 from support.boxes import Box, Boxes, boxes, no_boxes
-from support.servers import BUCKET
+from support.servers import BUCKET, no_postgres
 
 from faults import disks, nodes, stores
 from faults.history import History, Op
@@ -238,4 +238,4 @@ def arena() -> Iterator[Arena]:
 
 def missing_means(folder: Path) -> str | None:
     """Say why there can be no arena here; None when there can."""
-    return no_boxes() or disks.no_mounts(folder) or stores.no_team_store()
+    return no_boxes() or disks.no_mounts(folder) or no_postgres()

@@ -128,17 +128,14 @@ def slurm(warm_home, tmp_path_factory):
         (folder / "munge.key").write_bytes(secrets.token_bytes(128))
         files = {"socket": "munge.socket", "key-file": "munge.key", "pid-file": "munge.pid", "seed-file": "munge.seed"}
         command = ["munged", "--foreground", *(f"--{name}={folder / file}" for name, file in files.items())]
-        munged = Server(command, folder / "munged.log", (folder / "munge.socket").exists)
-        munged.start()  # it lets the daemons know each other
-        try:
+        is_up = (folder / "munge.socket").exists
+        with Server(command, folder / "munged.log", is_up, end=signal.SIGTERM):  # it lets the daemons know each other
             env = {"SLURM_CONF": str(folder / "slurm.conf")}
             for program, box in (("slurmctld", made.boxes[0]), *(("slurmd", box) for box in made.boxes)):
                 box.serve(program, "-D", env=env, log=folder / f"{program}-{box.name}.log")
             found = Slurm(made.boxes, folder, tmp_path_factory.mktemp("user"))
             until(found.all_idle, found.logs, 60)
             yield found
-        finally:
-            munged.kill(signal.SIGTERM)
 
 
 @pytest.mark.long(part="cluster")
@@ -355,9 +352,9 @@ _PROGRAM = f"""
 import sys
 from loraxs_search.studies.storage import Storage
 storage = Storage({SHARE!r})
-print("ready", flush=True)
+print("> ready", flush=True)
 for line in sys.stdin:
-    print(repr(eval(line)), flush=True)
+    print(">", repr(eval(line)), flush=True)
 """
 
 
@@ -377,9 +374,9 @@ class Client:
     def line(self) -> str:
         """Wait for a line of the program, and return it."""
         assert self.kernel.stdout is not None
-        line = self.kernel.stdout.readline()
-        assert line, f"{self.box.name} ended"
-        return line.strip()
+        while not (line := self.kernel.stdout.readline()).startswith("> "):  # what its kernel says
+            assert line, f"{self.box.name} ended"
+        return line.removeprefix("> ").strip()
 
     def ask(self, line: str) -> str:
         """Send a line and return the answer."""
@@ -428,8 +425,7 @@ def test_of_two_machines_one_creates_an_object_and_both_see_it_so_and_what_it_be
         for client in clients.values():
             stack.callback(client.power_cut)
         for client in clients.values():
-            while client.line() != "ready":
-                pass  # what its kernel says
+            assert client.line() == "ready"
         winners = set()
         for number in range(30):
             key = f"race/{number}"

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 from faults.nodes import Node, ray_cluster
-from faults.world import World
+from faults.world import World, titled, tree
 from support.pages import CLUSTER, README, ROOT
 from support.ports import free_port
 from support.shell import until
@@ -66,14 +66,6 @@ class LocalCluster:
     folder: Path
     address: str
     env: dict[str, str]
-
-
-def running(pid: int) -> bool:
-    """Whether a process is there and more than a zombie that nobody has waited for."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes() != b""
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def as_in_the_readme(verb: str, cluster: LocalCluster, space: Path, name: str) -> list[str]:
@@ -163,7 +155,7 @@ def test_a_search_on_two_workers_then_nothing_is_left(local, in_search_home, tin
     assert again.returncode == 1, "a second cluster in the same folder is refused"
     stopped = run(LOCAL / "stop.sh", env=local.env)
     assert stopped.returncode == 0, stopped.stderr
-    assert not [pid for pid in pids if running(pid)]
+    assert not any(titled(tree(pid), "ray") for pid in pids)
     assert not local.folder.exists()
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import shutil
 import sys
 import urllib.parse
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import requests
@@ -33,59 +33,39 @@ https://localhost:{port} {{
 """
 
 
-class Team(NamedTuple):
-    """A team's MLflow, by https and behind its proxy, and the certificate of the authority that signed the proxy's."""
-
-    uri: str
-    behind: str
-    authority: Path
-
-
 @pytest.fixture
 def team(tmp_path):
-    """The three servers below MLflow's, that one, and Caddy."""
+    """A team's MLflow by https, what its proxy stands before, and the certificate of who signed the proxy's."""
     if (caddy := shutil.which("caddy")) is None:
         pytest.skip("Caddy (Debian package caddy) is not installed")
     if (reason := no_postgres()) is not None:
         pytest.skip(reason)
-    folder, port, inner = tmp_path / "caddy", free_port(), free_port()
-    config = tmp_path / "Caddyfile"
+    folder, config, port, inner = tmp_path / "caddy", tmp_path / "Caddyfile", free_port(), free_port()
     config.write_text(CADDYFILE.format(folder=folder, port=port, mlflow=inner))
     authority = folder / "pki" / "authorities" / "local" / "root.crt"
-    made = Team(f"https://localhost:{port}", f"http://127.0.0.1:{inner}", authority)
-    serve, proxy = [str(ROOT / "cluster" / "mlflow" / "serve.sh")], [caddy, "run", "--config", str(config)]
-    with seaweedfs(tmp_path) as bucket, postgres(tmp_path) as (database, _):
-        variables = bucket | serving(database, inner, f"localhost:{port}")
+    uri, behind = f"https://localhost:{port}", f"http://127.0.0.1:{inner}"
+    with seaweedfs(tmp_path) as bucket, postgres(tmp_path) as (database, _), contextlib.ExitStack() as stack:
+        parts = urllib.parse.urlsplit(database)
+        variables = bucket | {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PGHOST": str(parts.hostname),
+            "PGPORT": str(parts.port),
+            "PGUSER": str(parts.username),
+            "PGDATABASE": parts.path.removeprefix("/"),
+            "PGPASSWORD": "any: this database trusts its machine",
+            "ARTIFACTS": f"s3://{BUCKET}/mlflow",
+            "MLFLOW_AUTH_ADMIN_PASSWORD": ADMIN[1],
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": "any long random text",
+            "ALLOWED_HOSTS": f"localhost:{port},127.0.0.1:{inner}",
+            "PORT": str(inner),
+        }
         variables["MLFLOW_S3_ENDPOINT_URL"] = variables.pop("AWS_ENDPOINT_URL")
-        mlflow = Server(serve, tmp_path / "mlflow.log", lambda: responds(f"{made.behind}/health"), variables)
+        serve, proxy = [str(ROOT / "cluster" / "mlflow" / "serve.sh")], [caddy, "run", "--config", str(config)]
         proxy += ["--adapter", "caddyfile"]
-        is_up = functools.partial(responds, f"{made.uri}/health", verify=str(authority))
-        server = Server(proxy, tmp_path / "caddy.log", is_up, {"HOME": str(tmp_path)})
-        try:
-            mlflow.start()
-            server.start()
-            yield made
-        finally:
-            server.kill()
-            mlflow.kill()
-
-
-def serving(database: str, port: int, host: str) -> dict[str, str]:
-    """Return the environment that serve.sh lists, but for the account of the bucket."""
-    parts = urllib.parse.urlsplit(database)
-    return {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "PGHOST": str(parts.hostname),
-        "PGPORT": str(parts.port),
-        "PGUSER": str(parts.username),
-        "PGDATABASE": parts.path.removeprefix("/"),
-        "PGPASSWORD": "any: this database trusts its machine",
-        "ARTIFACTS": f"s3://{BUCKET}/mlflow",
-        "MLFLOW_AUTH_ADMIN_PASSWORD": ADMIN[1],
-        "MLFLOW_FLASK_SERVER_SECRET_KEY": "any long random text",
-        "ALLOWED_HOSTS": f"{host},127.0.0.1:{port}",
-        "PORT": str(port),
-    }
+        stack.enter_context(Server(serve, tmp_path / "mlflow.log", lambda: responds(f"{behind}/health"), variables))
+        is_up, home = functools.partial(responds, f"{uri}/health", verify=str(authority)), {"HOME": str(tmp_path)}
+        stack.enter_context(Server(proxy, tmp_path / "caddy.log", is_up, home))
+        yield uri, behind, authority
 
 
 def test_a_team_searches_promotes_and_pulls_over_https(team, tiny_space, fresh_home, tmp_path, monkeypatch):
@@ -93,12 +73,13 @@ def test_a_team_searches_promotes_and_pulls_over_https(team, tiny_space, fresh_h
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", user)
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
 
-    place, trusting = ("--tracking-uri", team.uri), {"verify": str(team.authority), "timeout": 30}
+    uri, behind, authority = team
+    place, trusting = ("--tracking-uri", uri), {"verify": str(authority), "timeout": 30}
     create = {"username": SEARCHER[0], "password": SEARCHER[1]}
-    requests.post(f"{team.uri}/api/2.0/mlflow/users/create", json=create, auth=ADMIN, **trusting).raise_for_status()
-    stranger = requests.get(f"{team.uri}/api/2.0/mlflow/experiments/get?experiment_id=0", **trusting)
+    requests.post(f"{uri}/api/2.0/mlflow/users/create", json=create, auth=ADMIN, **trusting).raise_for_status()
+    stranger = requests.get(f"{uri}/api/2.0/mlflow/experiments/get?experiment_id=0", **trusting)
     assert stranger.status_code == 401
-    other = requests.get(team.behind, headers={"Host": "other.example.org"}, auth=ADMIN, timeout=30)
+    other = requests.get(behind, headers={"Host": "other.example.org"}, auth=ADMIN, timeout=30)
     assert other.status_code == 403, "ALLOWED_HOSTS has no such name"
 
     account(*SEARCHER)
@@ -108,7 +89,7 @@ def test_a_team_searches_promotes_and_pulls_over_https(team, tiny_space, fresh_h
     assert refused.returncode == 1
     assert "REQUESTS_CA_BUNDLE" in refused.stderr
     assert not (fresh_home / "studies").exists(), "nothing was searched"
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(team.authority))
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authority))
     shell.ok(*launch)
     account(*ADMIN)  # a task's first promotion
     shell.ok("promote", "s", "--force")

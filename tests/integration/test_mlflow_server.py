@@ -286,9 +286,7 @@ def test_mlflows_own_server_answers_as_predict_does(mlflow_server, make_adapter,
     serve = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", f"models:/{task}@champion"]
     serve += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # it starts `uvicorn` by its name
-    server = Server(serve, tmp_path / "log", lambda: responds(f"http://127.0.0.1:{port}/ping"), {"PATH": path})
-    server.start()
-    try:
+    with Server(serve, tmp_path / "log", lambda: responds(f"http://127.0.0.1:{port}/ping"), {"PATH": path}):
         records = [{"text": text} for text in texts]
         forms = [{"dataframe_split": table}, {"dataframe_records": records}, {"inputs": texts}, {"inputs": records}]
         with concurrent.futures.ThreadPoolExecutor(8) as threads:
@@ -297,5 +295,3 @@ def test_mlflows_own_server_answers_as_predict_does(mlflow_server, make_adapter,
         refused = invoke({"dataframe_split": {"columns": ["text"], "data": [["fine"], [None]]}})
         assert (refused.status_code, "must be given one text per row" in refused.text) == (400, True)
         assert invoke({"dataframe_split": {"columns": ["words"], "data": [["fine"]]}}).status_code == 400
-    finally:
-        server.kill()

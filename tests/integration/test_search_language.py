@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 from support import word_pairs
 from support.in_process import InProcess
 from support.plugins import write_distribution
+from support.shell import Shell
 from support.toy_language import save_base, save_rows
 
 from loraxs_search.records.trial import TrialState
@@ -82,24 +84,32 @@ class EverySecond(Scheduler):
 
 
 @pytest.fixture
-def shell(tmp_path, search_home, in_search_home):
+def folder(tmp_path, in_search_home):
     save_base(tmp_path / "base")
     save_rows(tmp_path)
     for name, space in {"turned": TURNED, "pairs": PAIRS}.items():
         (tmp_path / f"{name}.yaml").write_text(space)
+    return tmp_path
+
+
+@pytest.fixture
+def shell(folder, in_search_home, monkeypatch):
+    """A command line with the package of another distribution."""
     kinds = {"loraxs_search.task_kinds": {"word-pairs": "WordPairs"}}
-    write_distribution(tmp_path / "site", "toy_kinds", Path(word_pairs.__file__).read_text(), kinds)
+    write_distribution(folder / "site", "toy_kinds", Path(word_pairs.__file__).read_text(), kinds)
     schedulers = {"loraxs_search.schedulers": {"every-second": "EverySecond", "gone": "Gone"}}
-    write_distribution(tmp_path / "site", "toy_schedulers", EVERY_SECOND, schedulers)
-    return InProcess(search_home, tmp_path, tmp_path / "site")
+    write_distribution(folder / "site", "toy_schedulers", EVERY_SECOND, schedulers)
+    monkeypatch.setenv("PYTHONPATH", f"{folder / 'site'}:{os.environ.get('PYTHONPATH', '')}")
+    return Shell(in_search_home, folder)
 
 
-def test_candidates_are_written_for_and_the_champion_writes(ray_here, shell, agree):
+def test_candidates_are_written_for_and_the_champion_writes(ray_here, in_search_home, folder, agree):
+    shell = InProcess(in_search_home, folder)
     assert "turned-words: text-generation; maximize exact_match" in shell.ok("check", "turned.yaml", "--data")
-    launch(str(shell.folder / "turned.yaml"), name="turned")
+    launch(str(folder / "turned.yaml"), name="turned")
     agree("turned", 3)
-    folder = StudyFolder.open("turned")
-    reports = [record.reports[-1].metrics for record in folder.journal().records.values()]
+    study = StudyFolder.open("turned")
+    reports = [record.reports[-1].metrics for record in study.journal().records.values()]
     assert len(reports) == 3
     assert all("loss" in metrics and "exact_match" not in metrics for metrics in reports)
     assert "turned-words: promoted, trial" in shell.ok("promote", "turned")
@@ -114,7 +124,7 @@ def test_candidates_are_written_for_and_the_champion_writes(ray_here, shell, agr
     pulled = Path(shell.ok("pull", "turned-words").strip())
     manifest = json.loads((pulled / "manifest.json").read_text())
     assert manifest["task"]["settings"]["generation"] == {"max_new_tokens": 4, "stop": []}
-    constant, *alone = folder.baselines() or ()
+    constant, *alone = study.baselines() or ()
     assert [constant.name, *(it.name for it in alone)] == ["constant", "zero-shot", "4-shot"]
     (tested,) = (it for it in alone if it.test_metrics)
     card = (pulled / "README.md").read_text()
@@ -151,10 +161,13 @@ def test_a_kind_from_outside_is_searched_promoted_and_asked(shell, agree):
 
 
 def test_its_keys_are_held_to_its_own_laws(shell):
-    for change, message in (
-        ("task.answer=words", "task.answer: must be another column than `ask`, but got 'words'."),
-        ("task.metrics=[accuracy]", "It must fit word-pairs (one of: token_accuracy, exact_match, one_word"),
-        ("search.patience=0", "search.patience: must be an integer of at least 1, but got 0."),
-        ("search.scheduler=gone", "search.scheduler: must be a scheduler that can be imported"),
-    ):
-        shell.refuses(2, "check", "pairs.yaml", "--set", change, message=message)
+    faults = {
+        "task.answer=words": "task.answer: must be another column than `ask`, but got 'words'.",
+        "task.metrics=[accuracy]": "It must fit word-pairs (one of: token_accuracy, exact_match, one_word",
+        "search.patience=0": "search.patience: must be an integer of at least 1, but got 0.",
+    }
+    done = shell.run("check", "pairs.yaml", *(part for change in faults for part in ("--set", change)))
+    assert done.returncode == 2
+    assert [said for said in faults.values() if said not in " ".join(done.stderr.split())] == []
+    done = shell.run("check", "pairs.yaml", "--set", "search.scheduler=gone")
+    assert "search.scheduler: must be a scheduler that can be imported" in " ".join(done.stderr.split())

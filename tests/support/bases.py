@@ -31,46 +31,28 @@ from transformers import (
 SMALL = {"vocab_size": 40, "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 48}
 BERT = BertConfig(**SMALL)
 LLAMA = LlamaConfig(**SMALL, num_key_value_heads=2, pad_token_id=0)
-BART = BartConfig(  # its heads want as many end tokens in each row
-    vocab_size=40,
-    d_model=32,
-    encoder_layers=2,
-    decoder_layers=2,
-    encoder_attention_heads=4,
-    decoder_attention_heads=4,
-    encoder_ffn_dim=48,
-    decoder_ffn_dim=48,
-    eos_token_id=2,
-    pad_token_id=1,
-)
+_HALF = {"layers": 2, "attention_heads": 4, "ffn_dim": 48}
+_HALVES = {f"{half}_{name}": size for half in ("encoder", "decoder") for name, size in _HALF.items()}
+# Its heads want as many end tokens in each row.
+BART = BartConfig(vocab_size=40, d_model=32, eos_token_id=2, pad_token_id=1, **_HALVES)
 XLNET = XLNetConfig(vocab_size=40, d_model=32, n_layer=2, n_head=4, d_inner=48, pad_token_id=0)  # reads the last token
 
 # ---- language models -------------------------------------------------------------------------------------------------
 _SPECIAL = ("<pad>", "<end>", "<begin>")
-_DECODER = {
-    **SMALL,
-    "vocab_size": len(_SPECIAL) + 256,  # a token for each byte
-    "num_key_value_heads": 2,
-    "pad_token_id": 0,
-    "eos_token_id": 1,
-    "bos_token_id": 2,
-}
+_IDS = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
+_DECODER = {**SMALL, **_IDS, "vocab_size": len(_SPECIAL) + 256, "num_key_value_heads": 2}  # a token for each byte
 _HEADS = {"head_dim": 8, "query_pre_attn_scalar": 8}
 _ALTERNATING = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}
 SMOLLM = LlamaConfig(**_DECODER, tie_word_embeddings=True)
-QWEN2 = Qwen2Config(**_DECODER)  # query, key and value have a bias
-QWEN3 = Qwen3Config(**_DECODER, head_dim=8)  # normalises queries and keys
-MISTRAL = MistralConfig(**_DECODER, sliding_window=4)
 GEMMA2 = Gemma2Config(**_DECODER, **_HEADS, **_ALTERNATING, final_logit_softcapping=2.0, attn_logit_softcapping=2.0)
-GEMMA3 = Gemma3TextConfig(**_DECODER, **_HEADS, **_ALTERNATING)
 DECODERS = {
     "smollm": SMOLLM,
     "llama": LlamaConfig(**_DECODER),
-    "qwen2": QWEN2,
-    "qwen3": QWEN3,
-    "mistral": MISTRAL,
+    "qwen2": Qwen2Config(**_DECODER),  # query, key and value have a bias
+    "qwen3": Qwen3Config(**_DECODER, head_dim=8),  # normalises queries and keys
+    "mistral": MistralConfig(**_DECODER, sliding_window=4),
     "gemma2": GEMMA2,
-    "gemma3": GEMMA3,
+    "gemma3": Gemma3TextConfig(**_DECODER, **_HEADS, **_ALTERNATING),
 }
 CHAT_TEMPLATE = (
     "{% for message in messages %}<begin>{{ message['role'] + ': ' + message['content'] }}<end>{% endfor %}"

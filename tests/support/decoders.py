@@ -30,24 +30,14 @@ from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds.text_generation import TextGeneration
 from loraxs_search.tasks.prepared import PreparedTask
 from loraxs_search.trial.snapshot import Snapshot
-from support.bases import language_model, word_tokenizer
+from support.bases import SMALL, language_model, word_tokenizer
 from support.trials import TrialBase, run_alone
 
 VOCABULARY = 64
 WINDOW = 6  # shorter than most rows
-_SMALL: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "max_position_embeddings": 64,
-    "tie_word_embeddings": True,
-}
+_IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_SMALL: dict[str, Any] = {**SMALL, **_IDS, "vocab_size": VOCABULARY, "num_key_value_heads": 2}
+_SMALL |= {"max_position_embeddings": 64, "tie_word_embeddings": True}
 DECODERS: dict[str, Callable[[], PretrainedConfig]] = {
     "llama": lambda: LlamaConfig(**_SMALL),
     "qwen2": lambda: Qwen2Config(**_SMALL | {"tie_word_embeddings": False}),

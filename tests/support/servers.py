@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import pytest
 import requests
@@ -33,13 +33,19 @@ from support.ports import free_port
 
 @dataclass
 class Server:
-    """A program on a port, started and killed at will, with a log."""
+    """A program on a port, started and killed at will, with a log; as a context it runs.
+
+    Args:
+        user: Who it runs as, if not who runs the tests.
+        end: The signal that ends it with its context.
+    """
 
     command: list[str]
     log: Path
     answers: Callable[[], bool]
     env: dict[str, str] = field(default_factory=dict)
     user: str | None = None
+    end: signal.Signals = signal.SIGKILL
     process: subprocess.Popen[bytes] | None = None
 
     def start(self, timeout_s: float = 120.0) -> None:
@@ -47,9 +53,9 @@ class Server:
         with self.log.open("ab") as log:
             where = {"env": {**os.environ, **self.env}, "user": self.user, "cwd": "/"}
             self.process = subprocess.Popen(self.command, stdout=log, stderr=log, start_new_session=True, **where)
-        end = time.monotonic() + timeout_s
+        last = time.monotonic() + timeout_s
         while not self.answers():
-            if self.process.poll() is not None or time.monotonic() > end:
+            if self.process.poll() is not None or time.monotonic() > last:
                 self.kill()
                 raise AssertionError(f"{self.command[0]} did not start: {self.log.read_text()[-2000:]}")
             time.sleep(0.2)
@@ -62,19 +68,29 @@ class Server:
             self.process.wait()
             self.process = None
 
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill(self.end)
+
 
 class MlflowServer(Server):
     """A real `mlflow server` on a loopback port; its database stays between starts.
 
     Args:
         database_uri: None means a SQLite database in `folder`.
+        artifacts: None means a folder beside it.
     """
 
-    def __init__(self, folder: Path, database_uri: str | None = None) -> None:
+    def __init__(
+        self, folder: Path, database_uri: str | None = None, artifacts: str | None = None, host: str = "127.0.0.1"
+    ) -> None:
         self.port = free_port()
-        self.uri = f"http://127.0.0.1:{self.port}"
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--workers", "1", "--artifacts-destination", str(folder / "artifacts")]
+        self.uri = f"http://{host}:{self.port}"
+        command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(self.port)]
+        command += ["--workers", "1", "--artifacts-destination", artifacts or str(folder / "artifacts")]
         command += ["--backend-store-uri", database_uri or f"sqlite:///{folder / 'server.db'}"]
         environment = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         super().__init__(command, folder / "server.log", lambda: responds(f"{self.uri}/health"), environment)
@@ -116,12 +132,10 @@ def postgres(folder: Path) -> Iterator[tuple[str, Server]]:
     command += ["-c", "listen_addresses=127.0.0.1"]
     address = f"//mlflow@127.0.0.1:{port}/postgres"
     server = Server(command, folder / "pg.log", lambda: _takes_queries(f"postgresql:{address}"), user=user)
-    try:
-        server.start()
+    server.end = signal.SIGINT  # its fast shutdown; SIGKILL would leave its shared memory behind
+    with server:
         yield f"postgresql+psycopg2:{address}", server
-    finally:
-        server.kill(signal.SIGINT)  # PostgreSQL's fast shutdown; SIGKILL would leave its shared memory behind
-        shutil.rmtree(data)
+    shutil.rmtree(data)
 
 
 def _takes_queries(uri: str) -> bool:
@@ -145,11 +159,8 @@ BUCKET = "studies"
 def seaweedfs(folder: Path) -> Iterator[dict[str, str]]:
     """Run SeaweedFS with a bucket; yield the environment that leads to it."""
     variables, server = seaweedfs_server(folder)
-    try:
-        server.start()
+    with server:
         yield variables
-    finally:
-        server.kill()
 
 
 def seaweedfs_server(folder: Path) -> tuple[dict[str, str], Server]:
@@ -200,16 +211,9 @@ def azurite(folder: Path) -> Iterator[dict[str, str]]:
     command = ["node", str(program), "--blobHost", "127.0.0.1", "--blobPort", str(port), "--inMemoryPersistence"]
     command += ["--skipApiVersionCheck", "--disableTelemetry"]
     url = f"http://127.0.0.1:{port}/{AZURE_ACCOUNT}"
-    server = Server(command, folder / "azurite.log", lambda: _has_container(url))
-    try:
-        server.start()
-        yield {
-            "AZURE_STORAGE_ENDPOINT": url,
-            "AZURE_STORAGE_ACCOUNT_NAME": AZURE_ACCOUNT,
-            "AZURE_STORAGE_ACCOUNT_KEY": AZURE_KEY,
-        }
-    finally:
-        server.kill()
+    account = {"AZURE_STORAGE_ACCOUNT_NAME": AZURE_ACCOUNT, "AZURE_STORAGE_ACCOUNT_KEY": AZURE_KEY}
+    with Server(command, folder / "azurite.log", lambda: _has_container(url)):
+        yield {"AZURE_STORAGE_ENDPOINT": url, **account}
 
 
 def kept_in(folder: Path) -> Path:

@@ -12,23 +12,14 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from loraxs_search.base_model.locate import locate
 from loraxs_search.records.task import BaseModel, BaseModelRef, DataSource, Task
-from support.bases import word_tokenizer
+from support.bases import SMALL, word_tokenizer
 
 WORDS = [f"w{i}" for i in range(20)]
 _TOKENS = ["[PAD]", "[UNK]", "[END]", "say", *WORDS]
 _CHAT = "{% for m in messages %}{{ m.content }}{{ '[TURN]' if m.role == 'assistant' else ' ' }}{% endfor %}"
-CONFIG = LlamaConfig(
-    vocab_size=len(_TOKENS),
-    hidden_size=32,
-    intermediate_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=4,  # at full rank, an adapter can become any weight
-    max_position_embeddings=64,
-    bos_token_id=None,
-    eos_token_id=2,
-    pad_token_id=0,
-)
+_SIZES = {**SMALL, "vocab_size": len(_TOKENS), "intermediate_size": 64, "max_position_embeddings": 64}
+# At full rank, an adapter can become any weight: there are as many heads of keys and values.
+CONFIG = LlamaConfig(**_SIZES, num_key_value_heads=4, bos_token_id=None, eos_token_id=2, pad_token_id=0)
 
 
 def writing(name: str = "turned-words", source: DataSource | None = None, **settings: Any) -> Task:
