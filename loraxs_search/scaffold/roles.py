@@ -22,7 +22,7 @@ from loraxs_search.errors import TaskDataError, UsageError, unknown_name
 from loraxs_search.home import disk_faults, meant_file
 from loraxs_search.tasks.files import SEPARATORS, file_format, read_columns
 from loraxs_search.tasks.kinds import finite_number, items_of
-from loraxs_search.tasks.rows import TEXT_NAMES, MalformedFileError, composed
+from loraxs_search.tasks.rows import DATA_ENDINGS, TEXT_NAMES, MalformedFileError, composed
 
 # ---- the rows ----
 _MAX_CLASSES = 50  # more need many rows each
@@ -150,7 +150,7 @@ def read_table(path: Path) -> Table:
     if not path.is_file():
         raise UsageError(
             f"{meant_file(path)}The data must be a file, but there is no {path}.",
-            hint="name a .csv, .tsv, .jsonl, .json, .parquet or .conll file",
+            hint=f"name a file that ends in one of {', '.join(DATA_ENDINGS)}",
         )
     with disk_faults(path, "the data"):
         content = path.read_bytes()

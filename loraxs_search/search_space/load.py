@@ -50,6 +50,7 @@ from loraxs_search.search_space.parameters import (
 from loraxs_search.search_space.sections import TaskSection, entry_keys, read_promotion, read_search, read_task
 from loraxs_search.search_space.space import Space
 from loraxs_search.tasks.kinds import kind_of
+from loraxs_search.tasks.rows import DATA_ENDINGS
 
 _PEFT_METHODS = "peft_methods"
 _REQUIRED = ("task", "base_model", PARAMETERS)
@@ -58,7 +59,6 @@ _HEAD_PARAMETERS = {"head", "head_init", "head_learning_rate"}
 _OPTIONS = {"value": (), "choice": (), "uniform": ("step",), "log_uniform": (), "int": ("step", "log")}  # by form
 _MAX_STEPS = 10**9  # decimals of 28 digits divide exactly far beyond it
 _MAX_BYTES = 1_000_000
-_ROWS = {".csv", ".tsv", ".jsonl", ".parquet", ".conll"}  # JSON is YAML
 Overrides = Sequence[str] | Mapping[str, Any]
 SpaceSource = str | Path | Mapping[str, Any] | Space  # what `launch` and `check` take
 
@@ -93,7 +93,8 @@ def load_space(space: SpaceSource, overrides: Overrides = ()) -> Space:
     except ValueError as error:
         law = f"`space` must be a YAML file or the name of a shipped space, but got {shown(path_or_name)}: {error}."
         raise UsageError(law, hint=hint) from None
-    if is_file and _ROWS & {ending.lower() for ending in path.suffixes}:
+    rows = {*DATA_ENDINGS} - {".json"}  # JSON is YAML
+    if is_file and rows & {ending.lower() for ending in path.suffixes}:
         hint = f"`loraxs-search init {path_or_name}` writes a space for them"
         raise UsageError(f"`space` must be a YAML file, but {path_or_name} holds rows.", hint=hint)
     file, source = given.expanduser(), path_or_name

@@ -25,7 +25,15 @@ import pyarrow as pa
 
 from loraxs_search.errors import UsageError, meant, shortened
 from loraxs_search.home import disk_faults, meant_file
-from loraxs_search.tasks.rows import TEXT_NAMES, Columns, MalformedFileError, SourceLocation, with_parents, with_parts
+from loraxs_search.tasks.rows import (
+    DATA_ENDINGS,
+    TEXT_NAMES,
+    Columns,
+    MalformedFileError,
+    SourceLocation,
+    with_parents,
+    with_parts,
+)
 
 log = logging.getLogger(__name__)
 
@@ -271,7 +279,6 @@ _COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
     ".gz": gzip.decompress,
     ".zst": lambda content: bytes(pa.input_stream(pa.BufferReader(content), compression="zstd").read()),
 }
-_FORMATS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".conll")
 
 
 def file_format(path: Path, also: Sequence[str] = ()) -> str:
@@ -283,7 +290,7 @@ def file_format(path: Path, also: Sequence[str] = ()) -> str:
         MalformedFileError: the format is unknown.
     """
     endings = [ending.lower() for ending in path.suffixes if ending.lower() not in _COMPRESSIONS]
-    known = (*also, *_FORMATS)
+    known = (*also, *DATA_ENDINGS)
     if not endings or endings[-1] not in known:
         raise MalformedFileError(
             f"must end in one of {', '.join(known)} (optionally compressed: {', '.join(_COMPRESSIONS)})",
@@ -527,7 +534,7 @@ def read_questions(
 
 
 _NAMED = "%s: %r is read as the name of its column, not as a text"
-_HINT = "a .txt has a text in each line; a .csv, .tsv, .jsonl, .parquet or .conll has the columns that the task reads"
+_HINT = f"a .txt has a text in each line; one of {', '.join(DATA_ENDINGS)} has the columns that the task reads"
 
 
 def _read_table(path: Path, content: bytes, source: str, columns: Sequence[str], whole: bool) -> _Questions:

@@ -172,6 +172,7 @@ def refuse(
         raise TaskDataError(f"Task {task.name}: {law}, but {place.name} has {place.values(values, rows)}.", hint=hint)
 
 
+DATA_ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".conll")  # of data files, before that of a compression
 # What people call a column with texts.
 TEXT_NAMES = (
     *("text", "sentence", "review", "content", "body", "comment", "message", "document", "question", "prompt"),
