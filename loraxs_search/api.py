@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from loraxs_search.errors import RegistryError, StudyError, UnknownTaskError, UsageError
 from loraxs_search.home import disk_faults, remove_whole
+from loraxs_search.manifest import verify
 from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.records.adapter import Prediction
 from loraxs_search.records.search import Candidate, Decision
 from loraxs_search.records.task import Task
 from loraxs_search.registry.changes import UNTOUCHED_BASE, Promoter
-from loraxs_search.registry.manifest import verify
 from loraxs_search.registry.pull import adapter_folder
 from loraxs_search.registry.pull import pull as pull_native
 from loraxs_search.registry.store import AdapterName, RegisteredAdapter, Registry, TaskSummary
@@ -330,7 +330,7 @@ def predict(
         TaskDataError: a row has nothing to read, or something else than text.
     """
     from loraxs_search.predictor import Predictor
-    from loraxs_search.tasks.files import is_frame, listed
+    from loraxs_search.tasks.rows import is_frame, listed
 
     rows = texts if is_frame(texts) else listed(texts, "texts")  # no list is refused before anything is looked for
     return Predictor(folder_of(name, tracking_uri))(rows, on_text=on_text)

@@ -19,10 +19,9 @@ from loraxs_search.base_model.locate import weight_digest
 from loraxs_search.errors import LoraxsError, StorageError, StudyError, TrackingError
 from loraxs_search.home import REMOVED, file_lock, home, is_locked, paths_under, remove_whole, unused
 from loraxs_search.log.study_log import DAMAGED_HINT
+from loraxs_search.manifest import Manifest, read_manifest
 from loraxs_search.mlflow_uri import resolve_uri, sqlite_path
-from loraxs_search.records.adapter import Manifest
 from loraxs_search.records.trial import TrialState
-from loraxs_search.registry import manifest as manifests
 from loraxs_search.registry.finalist import trial_of
 from loraxs_search.registry.store import Registry
 from loraxs_search.steering import describe, open_commands, steered
@@ -70,7 +69,7 @@ class _Needs:
         if identity is not None:
             self.bases.setdefault(identity.base_digest, who)
         for adapter in sorted(path for path in folder.adapters_path.glob("[!.]*") if path.is_dir()):
-            self.add(manifests.read(adapter), who)
+            self.add(read_manifest(adapter), who)
         if candidates is None or folder.is_running():
             self.unfinished.append(folder.name)
             return
@@ -118,7 +117,7 @@ def _gather_needs(home: Path, tracking_uri: str | None = None) -> _Needs:
             needs.adapters.setdefault(digest, f"`pull {name}`")
             try:
                 if (adapter := home / "adapters" / digest).is_dir():
-                    needs.add(manifests.read(adapter), f"`pull {name}`")
+                    needs.add(read_manifest(adapter), f"`pull {name}`")
             except LoraxsError as error:
                 needs.unknown = f"what {name}, which was pulled, needs is not known: {error.message}"
     for name, manifest in registered:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraxs_search.errors import LoraxsError
+from loraxs_search.manifest import read_manifest
 from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.predictor import Predictor
 from loraxs_search.registry.factor_sets import bring
-from loraxs_search.registry.manifest import read
 from loraxs_search.registry.store import Registry
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Ml
     folder = Path(path)
     device = str((model_config or {}).get("device", "cpu"))
     predictor = Predictor(folder, device=device, in_registry=True)  # compares the files
-    manifest = read(folder)
+    manifest = read_manifest(folder)
     try:
         bring(Registry(resolve_uri()), manifest.base_digest, manifest.factors)
     except LoraxsError as error:  # a server of models need not reach the registry

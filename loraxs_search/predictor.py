@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from loraxs_search.errors import UsageError, counted
+from loraxs_search.manifest import verify
 from loraxs_search.records.adapter import Prediction
-from loraxs_search.registry.manifest import verify
-from loraxs_search.tasks.files import question_rows
 from loraxs_search.tasks.kinds import kind_of
+from loraxs_search.tasks.rows import question_rows
 
 if TYPE_CHECKING:
     import torch
@@ -106,7 +106,6 @@ class Predictor:
             TaskDataError: a row cannot be answered: it has nothing to read, no token, or an option that is too long.
         """
         from loraxs_search.engine.passes import ask
-        from loraxs_search.tasks.prepared import encode
 
         kind, starts = self._kind, range(0, len(rows), size)
         if len(starts) > 1:  # what is wrong with any part is said at once
@@ -114,7 +113,7 @@ class Predictor:
         _, source = self._base
         parts = [range(start, min(start + size, len(rows))) for start in starts]
         encoded = [
-            encode(kind, source.tokenizer, [rows[number] for number in part], place and place.take(part))
+            kind.encode_questions([rows[number] for number in part], source.tokenizer, place and place.take(part))
             for part in parts
         ]
         if num_cut := sum(questions.num_cut for questions in encoded):

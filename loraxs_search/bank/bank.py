@@ -23,20 +23,17 @@ from loraxs_search.base_model.tokenizer import load_tokenizer, with_setup
 from loraxs_search.engine.passes import Engine
 from loraxs_search.errors import IntegrityError, UsageError, one_of
 from loraxs_search.methods import METHODS, method_of
-from loraxs_search.methods.loading import check_ends, verified_manifest
+from loraxs_search.methods.loading import check_ends, compare_reference_logits, tolerance, verified_manifest
 from loraxs_search.methods.loraxs import LoraXSConfig
 from loraxs_search.methods.names import FILES
-from loraxs_search.methods.verification import compare_reference_logits, tolerance
 from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.records.adapter import Prediction
 from loraxs_search.records.task import BaseModel, BaseModelRef, Task, TaskModel
 from loraxs_search.registry.pull import adapter_folder
 from loraxs_search.studies.folder import kept_adapter
 from loraxs_search.tasks.encoded import RowSource
-from loraxs_search.tasks.files import is_frame, question_rows
 from loraxs_search.tasks.kinds import RequestGenerator, classifier, kind_of
-from loraxs_search.tasks.prepared import encode
-from loraxs_search.tasks.rows import SourceLocation
+from loraxs_search.tasks.rows import SourceLocation, is_frame, question_rows
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -229,7 +226,7 @@ class AdapterBank:
                 if columns and columns not in tables:
                     tables[columns] = question_rows(rows, columns)
                 own = [tables.get(columns, rows)[row] for row in numbers]
-                encoded = encode(kind, self.tokenizer, own, SourceLocation("the request").take(numbers))
+                encoded = kind.encode_questions(own, self.tokenizer, SourceLocation("the request").take(numbers))
                 cut[kind.task.max_length, kind.cut_part] += encoded.num_cut
                 asking[name] = kind.predict(source, encoded, [kind.shown(row) for row in own])
         if cut := +cut:

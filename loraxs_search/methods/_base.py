@@ -34,9 +34,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from loraxs_search.errors import UsageError
+from loraxs_search.manifest import Manifest
 from loraxs_search.methods.names import BYTES_PER_PARAMETER, Shapes
 from loraxs_search.plugins import ParameterSpec, with_defaults
-from loraxs_search.records.adapter import Manifest
 from loraxs_search.records.codec import Basis, Pooling, Scalar
 from loraxs_search.records.task import LinearModule
 from loraxs_search.records.trial import AdapterSize, Hyperparameters

@@ -7,22 +7,22 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from loraxs_search.base_model.layers import head_names
 from loraxs_search.base_model.load import checked_device, load_model
 from loraxs_search.base_model.locate import locate
+from loraxs_search.base_model.reading import end_with_eos
 from loraxs_search.base_model.tokenizer import load_tokenizer, with_setup
 from loraxs_search.errors import BaseModelError, IntegrityError
-from loraxs_search.home import disk_faults, file_sha256
+from loraxs_search.home import file_sha256
+from loraxs_search.manifest import Manifest, read_manifest
 from loraxs_search.methods import method_of
-from loraxs_search.methods.verification import compare_reference_logits, reference_logits, tolerance
-from loraxs_search.records.adapter import Manifest
+from loraxs_search.records.adapter import ReferenceLogits
 from loraxs_search.records.task import BaseModel
 from loraxs_search.tasks.kinds import kind_of
 from loraxs_search.tasks.prepared import served
-
-MANIFEST = "manifest.json"
 
 
 def load_adapter_folder(
@@ -116,23 +116,6 @@ def check_ends(manifest: Manifest, base: BaseModel, model: PreTrainedModel) -> N
         )
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """Read an adapter folder's manifest.
-
-    Raises:
-        IntegrityError: it is missing, damaged or of another format.
-    """
-    path = folder / MANIFEST
-    try:
-        with disk_faults(path):
-            return Manifest.parse(path.read_bytes(), str(path))
-    except FileNotFoundError as error:
-        raise IntegrityError(
-            f"An adapter folder must hold {MANIFEST}, but {folder} has none.",
-            hint="give a folder made by `loraxs-search pull`",
-        ) from error
-
-
 def _cast_body(base: PreTrainedModel, dtype: torch.dtype) -> None:
     """Cast a base below its head; what adapters on it train stays float32."""
     heads = head_names(base)
@@ -148,3 +131,77 @@ def _cast_body(base: PreTrainedModel, dtype: torch.dtype) -> None:
             module.to(dtype)
     for parameter, value in zip(trained, exact, strict=True):
         parameter.data = value
+
+
+# ---- the end-to-end check: inputs made by rule, and the logits that they must give -----------------------------------
+NUM_ROWS = 4
+NUM_TOKENS = 12
+_NUM_LOGITS = 64
+_WHOLE, _HALF = 1e-4, 2e-1  # of the largest logit, or of 1; in bfloat16, attention kernels themselves make 0.05
+
+
+def make_reference_logits(model: PeftModel | PreTrainedModel, vocab_size: int) -> ReferenceLogits:
+    """Return the reference logits of a model: 4 rows of 12 tokens by a fixed rule, and their logits.
+
+    Args:
+        model: The base in its checkpoint's precision, with an adapter on it.
+        vocab_size: Rows of the base's embedding; tokens come from its upper half, away from special tokens.
+    """
+    low = vocab_size // 2
+    tokens = [
+        [low + (37 * row + 13 * column + 7 * row * column) % (vocab_size - low) for column in range(NUM_TOKENS)]
+        for row in range(NUM_ROWS)
+    ]
+    input_ids = tuple(tuple(row) for row in end_with_eos(torch.tensor(tokens), model.config).tolist())
+    logits = reference_logits(model, input_ids)  # (rows, labels)
+    return ReferenceLogits(input_ids=input_ids, logits=tuple(tuple(row) for row in logits.tolist()))
+
+
+def tolerance(model: nn.Module) -> float:
+    """Return by how much the logits of another machine may differ: in half precision, kernels round each layer."""
+    return _HALF if any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters()) else _WHOLE
+
+
+def compare_reference_logits(actual: Tensor, reference: ReferenceLogits, atol: float = _WHOLE) -> None:
+    """Raise unless logits, as a model gives them, are the reference within `atol`.
+
+    Where logits are larger than 1, so is what rounding makes of them (a language model's of 29: 2e-4 in float32), and
+    the difference is held against the largest of them.
+
+    Raises:
+        BaseModelError: logits differ, are not finite, or are of another shape.
+    """
+    actual, expected = _kept(actual), torch.tensor(reference.logits, dtype=torch.float32)
+    if actual.shape != expected.shape:
+        difference = f"shape {tuple(actual.shape)} where the adapter has {tuple(expected.shape)}"
+    elif not (distance := (actual - expected).abs().max()) <= atol * max(1.0, float(expected.abs().max())):  # NaN too
+        difference = f"a difference of {float(distance):.3g}"
+    else:
+        return
+    raise BaseModelError(
+        f"Logits of the probe must agree within {atol:g}, but got {difference}.",
+        hint="the base model, its factors or the adapter's files are not those of the training; pull it again",
+    )
+
+
+def _kept(logits: Tensor) -> Tensor:
+    """Return those of logits that are compared: all of one output a row, (rows, labels).
+
+    Of logits of each token, (rows, T, vocabulary), a few of each row's last one. Each of them depends on the whole
+    hidden state, so a few tell as much; manifests stay small.
+    """
+    return logits[:, -1, :_NUM_LOGITS] if logits.dim() == 3 else logits
+
+
+@torch.no_grad()
+def reference_logits(model: PeftModel | PreTrainedModel, input_ids: tuple[tuple[int, ...], ...]) -> Tensor:
+    """Return a model's logits of a reference's rows, float32, on the CPU; row by row: not every model has padding."""
+    was_training = model.training
+    model.eval()
+    try:
+        rows = torch.tensor(input_ids, device=model.device)[:, None]  # (rows, 1, tokens)
+        with torch.autocast(model.device.type, enabled=False):
+            logits = torch.cat([model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits for ids in rows])
+            return _kept(logits).float().cpu()
+    finally:
+        model.train(was_training)

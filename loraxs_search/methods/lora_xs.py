@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast, get_args
 
 from loraxs_search.assets import START
 from loraxs_search.errors import UsageError
+from loraxs_search.manifest import Manifest
 from loraxs_search.methods._base import Modules, PackedAdapter, Params, Possible, Sizes
 from loraxs_search.methods._peft import PeftMethod
 from loraxs_search.methods.names import ADAPTER, BYTES_PER_PARAMETER, FILES, NO_ALPHA, ROOT, R, Shapes, check_ranks
 from loraxs_search.methods.starting import StartHeader
 from loraxs_search.plugins import ParameterSpec
-from loraxs_search.records.adapter import Manifest
 from loraxs_search.records.codec import Basis, Scalar, Sigma, factor_bucket, to_json
 from loraxs_search.records.trial import Hyperparameters
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from loraxs_search.methods._base import HeadPlan, Linears, Packing, PlainLora
     from loraxs_search.methods.loraxs import LoraXSConfig
 
-_RANKS = sorted(range(1, 65), key=lambda rank: abs(math.log2(rank / 16)))  # of the recipe: the first that a space has
+_MEASURED_RANKS = range(1, 65)
 _RATE_TIMES_RANK, _MAX_RATE = 0.128, 6.4e-2
 
 
@@ -94,12 +94,13 @@ class LoraXS(PeftMethod):
         AdamW moves each of R's numbers by the rate, so R as a whole by up to `rank` times the rate. Measured for ranks
         1 to 64, on two or three tasks: "A recipe" and "How few numbers suffice" in tests/benchmarks/README.md.
         """
+        ranks = sorted(_MEASURED_RANKS, key=lambda each: abs(math.log2(each / 16)))  # a space takes the first it has
         rank, rates = params.get("rank"), tuple[float, ...]()
-        if isinstance(rank, int) and rank <= max(_RANKS):
+        if isinstance(rank, int) and rank <= max(_MEASURED_RANKS):
             best = min(_RATE_TIMES_RANK / rank, _MAX_RATE)
             rates = tuple(float(f"{rate:.2g}") for rate in (best, best / 2))
         return {
-            "rank": _RANKS,
+            "rank": ranks,
             "target_modules": ("all-linear",),
             "basis": (Hyperparameters.basis,),
             "scale": (Hyperparameters.scale,),

@@ -47,7 +47,8 @@ from loraxs_search.factors.store import FactorStore
 from loraxs_search.home import factor_path
 from loraxs_search.machine import side_by_side
 from loraxs_search.methods import method_of
-from loraxs_search.methods.verification import body_fingerprint, make_reference_logits
+from loraxs_search.methods.loading import make_reference_logits
+from loraxs_search.methods.loraxs.model import body_fingerprint
 from loraxs_search.packing import capacity
 from loraxs_search.packing.capacity import check_fits, choose_dtype
 from loraxs_search.packing.pack import Pack, PackedModel, PeftBase, Slot

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-from loraxs_search.errors import IntegrityError
-from loraxs_search.records.codec import Pooling, Scalar, Split, from_json
-from loraxs_search.records.search import Baseline, Refit, SliceScore
-from loraxs_search.records.task import BaseModel, BaseModelRef, BaseSetup, DataReport, Identity, LinearModule, Task
-from loraxs_search.records.trial import AdapterSize, Hyperparameters
+from loraxs_search.records.codec import Pooling, Scalar, Split
+from loraxs_search.records.task import BaseModel, DataReport, Identity, LinearModule
+from loraxs_search.records.trial import Hyperparameters
 
 
 @dataclass(frozen=True)
@@ -236,87 +233,3 @@ class ClassReport:
     classes: tuple[ClassScores, ...]
     confusion: tuple[tuple[int, ...], ...]
     wrong: tuple[Sample, ...] = ()
-
-
-ADAPTER_FORMAT = 1  # of a manifest and a registered version; rises only when an older reader would read wrongly
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """`manifest.json` of an adapter folder: what it is, what it fits, where it came from.
-
-    Args:
-        files: File name to sha256 of every other file in the folder.
-        versions: Package name to version at training time.
-        refits: The same recipe from other seeds.
-        base_bytes: Size of the base's weights, for comparison.
-        lora_parameters: What plain LoRA trains on the same modules at the same rank.
-        factors: Key of every factor file that R needs, to the checksum of its numbers.
-        baselines: What simple models reach on the same rows.
-        start_from: `name` and `digest` of the adapter that its training started from; None if it started anew.
-        kept_step: The step that it is of, where a study keeps the best one; None if it is the last.
-        lineage: Id of the trial whose params its own was added with; empty if there is none.
-        ends: The tokens that end an answer that it writes, as the tokenizer names them.
-        setup: Its base's.
-        slices: The finalist's scores on slices of the test rows, where its task has some.
-        by_class: The finalist's scores by class, where its task has labels.
-    """
-
-    task: Task
-    base_model: BaseModelRef
-    base_digest: str
-    data_fingerprint: str
-    study: str
-    trial_id: str
-    params: Mapping[str, Scalar]
-    hyperparameters: Hyperparameters
-    validation_metrics: Mapping[str, float]
-    test_metrics: Mapping[str, float]
-    size: AdapterSize
-    probe: ReferenceLogits
-    versions: Mapping[str, str]
-    created_at: str
-    files: Mapping[str, str] = field(default_factory=dict)
-    refits: tuple[Refit, ...] = ()
-    base_bytes: int = 0
-    lora_parameters: int = 0
-    factors: Mapping[str, str] = field(default_factory=dict)
-    baselines: tuple[Baseline, ...] = ()
-    format: int = ADAPTER_FORMAT
-    kept_step: int | None = None
-    start_from: Mapping[str, str] | None = None
-    lineage: str = ""
-    ends: tuple[str, ...] = ()
-    setup: BaseSetup | None = None
-    slices: tuple[SliceScore, ...] = ()
-    by_class: ClassReport | None = None
-
-    @staticmethod
-    def check_format(found: int | None, place: str) -> None:
-        """Refuse an adapter that is described in another form than this version reads.
-
-        Raises:
-            IntegrityError: it is.
-        """
-        if found != ADAPTER_FORMAT:
-            raise IntegrityError(
-                f"`format` must be {ADAPTER_FORMAT}, but got {found} in {place}.",
-                hint="use the version of loraxs-search that made the adapter, or search again with this one",
-            )
-
-    @classmethod
-    def parse(cls, content: bytes, place: str) -> Manifest:
-        """Read the bytes of a `manifest.json`.
-
-        Args:
-            place: The file, as people name it.
-        Raises:
-            IntegrityError: it is damaged, or of another format.
-        """
-        try:
-            cls.check_format(from_json(dict[str, Any], content).get("format"), place)
-            return from_json(cls, content)
-        except ValueError as error:  # pydantic's ValidationError is one
-            raise IntegrityError(
-                f"{place} is not an adapter manifest: {error}", hint="pull the adapter again"
-            ) from error

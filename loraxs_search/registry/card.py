@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from loraxs_search.errors import UsageError
+from loraxs_search.manifest import Manifest
 from loraxs_search.methods import method_of
-from loraxs_search.records.adapter import Manifest
 from loraxs_search.registry.finalist import seed_statistics
 from loraxs_search.tasks.asking import asking_code, base_code, between_texts, loading_code, prompt_section
 from loraxs_search.tasks.baselines import BASELINES

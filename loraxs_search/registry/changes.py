@@ -26,14 +26,13 @@ from typing import TYPE_CHECKING, Any
 
 from loraxs_search.errors import IntegrityError, LoraxsError, RegistryError
 from loraxs_search.home import disk_faults, file_lock
+from loraxs_search.manifest import ADAPTER_FORMAT, MLFLOW_FILES, MLMODEL, Manifest, folder_digest, verify
 from loraxs_search.mlflow_uri import artifact_root, ensure_experiment, sqlite_path
-from loraxs_search.records.adapter import ADAPTER_FORMAT, Manifest
 from loraxs_search.records.codec import from_json, to_json
 from loraxs_search.records.search import Action, Baseline, Candidate, Decision, PromotionRule
 from loraxs_search.records.task import Task
 from loraxs_search.registry import factor_sets
 from loraxs_search.registry.finalist import Criterion, choose, seed_statistics
-from loraxs_search.registry.manifest import MLFLOW_FILES, MLMODEL, folder_digest, verify
 from loraxs_search.registry.store import (
     ADAPTER,
     CHAMPION,

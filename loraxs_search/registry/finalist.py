@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from loraxs_search.records.adapter import Manifest
+from loraxs_search.manifest import Manifest
 from loraxs_search.records.codec import Direction, sign_of
 from loraxs_search.records.search import Candidate, PromotionRule
 from loraxs_search.records.task import Task

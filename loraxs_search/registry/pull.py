@@ -23,11 +23,10 @@ from loraxs_search.home import (
     remove_whole,
     write_atomic,
 )
+from loraxs_search.manifest import MANIFEST, MAX_BYTES, Manifest, check_file, lies_beside, read_manifest, verify
 from loraxs_search.mlflow_uri import sqlite_path
-from loraxs_search.records.adapter import Manifest
 from loraxs_search.records.codec import from_json, to_json
 from loraxs_search.registry import factor_sets
-from loraxs_search.registry.manifest import MANIFEST, MAX_BYTES, check_file, lies_beside, read, verify
 from loraxs_search.registry.store import RegisteredAdapter, Registry
 
 _logger = logging.getLogger(__name__)
@@ -96,7 +95,7 @@ def adapter_folder(source: str | Path, *, uri: str) -> Path:
             raise IntegrityError(
                 f"{source} must be an adapter folder, but {got}.", hint="`loraxs-search pull TASK` makes one"
             )
-        read(path)
+        read_manifest(path)
         return path
     try:
         return pull(source, uri=uri)
@@ -154,7 +153,7 @@ def _fetch(adapter: RegisteredAdapter, registry: Registry, folder: Path) -> None
         raise IntegrityError(f"an adapter must have 1 to {_MAX_FILES} files, but got {len(listed)}.")
     if MANIFEST in listed:
         registry.fetch_file(source, MANIFEST, folder, listed[MANIFEST])
-    manifest = read(folder, adapter.digest)
+    manifest = read_manifest(folder, adapter.digest)
     for left_over in {path.name for path in folder.iterdir()} - listed.keys():
         (folder / left_over).unlink()
     if unlisted := sorted(listed.keys() - manifest.files.keys() - {MANIFEST}):

@@ -39,6 +39,7 @@ from loraxs_search.errors import (
     unknown_name,
 )
 from loraxs_search.home import disk_faults
+from loraxs_search.manifest import MANIFEST, MAX_BYTES, Manifest, check_format, read_manifest
 from loraxs_search.mlflow_uri import (
     all_pages,
     check_server,
@@ -48,12 +49,10 @@ from loraxs_search.mlflow_uri import (
     redact,
     sqlite_path,
 )
-from loraxs_search.records.adapter import Manifest
 from loraxs_search.records.codec import from_json
 from loraxs_search.records.search import Candidate, Decision
 from loraxs_search.records.task import MAX_NAME
 from loraxs_search.registry.finalist import seed_statistics
-from loraxs_search.registry.manifest import MANIFEST, MAX_BYTES, read
 
 if TYPE_CHECKING:
     import requests
@@ -324,7 +323,7 @@ class Registry:
         """
         with tempfile.TemporaryDirectory() as folder:
             self.fetch_file(source, MANIFEST, Path(folder), MAX_BYTES[".json"])
-            return read(Path(folder))
+            return read_manifest(Path(folder))
 
     def manifests(self) -> Iterator[tuple[str, str, Manifest]]:
         """Yield `TASK:3`, the adapter's digest and the manifest of every version of every task.
@@ -635,7 +634,7 @@ def _registered(version: Any, model: Any) -> RegisteredAdapter:
     """
     tags, number = version.tags, int(version.version)
     try:
-        Manifest.check_format(int(tags[FORMAT]), f"version {number}")
+        check_format(int(tags[FORMAT]), f"version {number}")
         digest = tags[DIGEST]
         if not re.fullmatch(r"[0-9a-f]{64}", digest):  # it names a folder of the cache
             raise ValueError(f"`digest` must be 64 hex digits, but got {digest!r}")

@@ -23,7 +23,6 @@ from loraxs_search.serve.engine import Job
 from loraxs_search.serve.served_models import RefusedError, ServedAdapter
 from loraxs_search.tasks.encoded import EncodedRows, Ragged, RowSource
 from loraxs_search.tasks.kinds import GenerateRequest, RequestGenerator, Sampling, begin_ids, render_chat, token_ids
-from loraxs_search.tasks.prepared import encode
 from loraxs_search.tasks.rows import SourceLocation, is_text
 
 Json = dict[str, Any]
@@ -129,7 +128,7 @@ class ClassifyBody(_Body):
             own, place = rows[start:stop], SourceLocation("the request", None, range(start, stop))
 
             def ask(source: RowSource) -> RequestGenerator[_Answered]:
-                encoded = encode(kind, source.tokenizer, own, place)
+                encoded = kind.encode_questions(own, source.tokenizer, place)
                 if encoded.lost is not None and encoded.num_cut and not self.truncate:
                     longer = np.flatnonzero(encoded.lost).tolist()
                     named = ", ".join(map(place.row, longer[:_LISTED])) + " and others" * (len(longer) > _LISTED)

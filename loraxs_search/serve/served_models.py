@@ -29,8 +29,7 @@ from loraxs_search.errors import (
     UsageError,
     unknown_name,
 )
-from loraxs_search.records.adapter import Manifest
-from loraxs_search.registry.manifest import verify
+from loraxs_search.manifest import Manifest, verify
 from loraxs_search.registry.pull import pull_version, store_stamp
 from loraxs_search.registry.store import AdapterName, Registry
 from loraxs_search.tasks.kinds import TaskKind, kind_of

@@ -1,7 +1,6 @@
 """Rows of local files, read by the format that their ending names, each with its line; and questions to an adapter.
 
-Questions are given by callers, stand in a file, or come from standard input. Files of questions are read as training
-data are, with an adapter's columns.
+Questions stand in a file, or come from standard input. They are read as training data are, with an adapter's columns.
 """
 
 from __future__ import annotations
@@ -394,67 +393,6 @@ def label_names(file: Path | pa.BufferReader, column: str) -> list[str] | None:
 
 
 # ---- questions -------------------------------------------------------------------------------------------------------
-def question_rows(texts: Any, columns: Sequence[str] = ()) -> list[tuple[Any, ...]]:
-    """Return the rows of a request, each with its texts: a row is a text, a tuple of several, or a dict by column.
-
-    What is in a row is left to the task's kind, which knows what it should be.
-
-    Args:
-        texts: A list of rows, one text, or a DataFrame of pandas.
-        columns: What the task reads of a DataFrame or a dict; other columns do not matter.
-    Raises:
-        UsageError: it is none of these, or lacks a column.
-    """
-    if is_frame(texts):  # as files have values: None for a missing one, lists instead of arrays
-        names = list(texts.columns)
-        for name in columns:
-            if names.count(name) != 1:
-                has = "has it twice" if name in names else f"has: {', '.join(map(str, names))}"
-                near = "" if name in names else meant(name, [str(other) for other in names])
-                way = f"rename the column {near} to {name}" if near else "give the columns that the task was trained on"
-                raise UsageError(f"`texts` must have the column {name}, which the task reads, but {has}.", hint=way)
-        chosen = texts[list(columns)].astype(object)
-        frame_rows = chosen.where(chosen.notna(), None).itertuples(index=False, name=None)
-        return [tuple(it.tolist() if hasattr(it, "tolist") else it for it in row) for row in frame_rows]
-    rows = list[tuple[Any, ...]]()
-    for row in listed(texts, "texts"):
-        if not isinstance(row, Mapping) or not columns:
-            rows.append(row if isinstance(row, tuple) else (row,))
-            continue
-        if missing := [name for name in columns if name not in row]:
-            raise UsageError(
-                f"`texts` must have the column {missing[0]} in each row, but one has: {', '.join(map(str, row))}.",
-                hint="give the columns that the task was trained on",
-            )
-        rows.append(tuple(row[name] for name in columns))
-    return rows
-
-
-def is_frame(texts: Any) -> bool:
-    """Whether this is a DataFrame of pandas, which is not imported for that."""
-    pandas = sys.modules.get("pandas")
-    return pandas is not None and isinstance(texts, pandas.DataFrame)
-
-
-def listed(texts: Any, name: str) -> list[Any]:
-    """Return what a list holds; of one text, a list of one.
-
-    Args:
-        name: What messages call it.
-    Raises:
-        UsageError: it is neither.
-    """
-    if isinstance(texts, str):
-        return [texts]
-    is_list = hasattr(texts, "__len__") and hasattr(texts, "__getitem__") and not isinstance(texts, bytes | Mapping)
-    if not is_list or hasattr(texts, "columns"):  # a table lists the names of its columns
-        raise UsageError(
-            f"`{name}` must be a text or a list of texts, but got {type(texts).__name__}.",
-            hint='give ["one text", "another"], a pandas DataFrame, or a row of several texts as a tuple',
-        )
-    return list(texts)
-
-
 _TEXT = ".txt"
 _STDIN = "standard input"
 

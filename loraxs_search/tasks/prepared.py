@@ -489,7 +489,8 @@ def _tokenize(kind: TaskKind, rows: Rows, tokenizer: PreTrainedTokenizerBase, ke
     if "positions" not in ragged:  # rows are learnt by their labels
         ragged["targets"] = Ragged.single(rows.labels)
     encoded = EncodedRows(**ragged, types=arrays.get("types"), lost=arrays.get("lost"))
-    return _check_tokens(encoded, kind, rows)
+    kind.check_tokens(encoded, rows)
+    return encoded
 
 
 _RAGGED = ("ids", "positions", "targets", "extras")
@@ -502,22 +503,6 @@ def _arrays(encoded: EncodedRows) -> dict[str, npt.NDArray[Any]]:
         if own is not None and (name != "targets" or encoded.positions is not None):
             arrays |= {name: own.flat(np.arange(len(own))), f"{name}.lengths": own.lengths}
     return arrays
-
-
-def _check_tokens(encoded: EncodedRows, kind: TaskKind, rows: Rows) -> EncodedRows:
-    """Return the tokens of rows.
-
-    Raises:
-        TaskDataError: a row gives no token at all.
-    """
-    empty = np.flatnonzero(encoded.lengths == 0)
-    if len(empty):
-        raise TaskDataError(
-            f"Task {kind.task.name}: each row must give at least one token, but {rows.texts[empty[0]]!r} gives none"
-            f" ({len(empty)} such rows).",
-            hint="remove rows without text",
-        )
-    return encoded
 
 
 def end_ids(tokenizer: PreTrainedTokenizerBase, settings: GenerationConfig | None) -> set[int]:
@@ -651,24 +636,6 @@ def prepare(task: Task, tokenizer: PreTrainedTokenizerBase, *, has_bias: bool = 
     report = data_report(kind, data, scored_rows, splits)
     slices = data["test"].slices
     return PreparedTask(kind, tokenizer, content, fingerprint(data, ("test",)), splits, labels, report, slices)
-
-
-def encode(
-    kind: TaskKind,
-    tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[tuple[str, ...]],
-    place: SourceLocation | None = None,
-) -> EncodedRows:
-    """Return the tokens of questions that are no part of the data, made as in training but not cached.
-
-    Args:
-        place: Where they stand, for messages; None if they are a whole request.
-    Raises:
-        TaskDataError: there is no row, one has nothing to read or gives no token, or the task takes another number of
-            texts per row.
-    """
-    rows = kind.questions(questions, place)
-    return _check_tokens(kind.encode(rows, tokenizer), kind, rows)
 
 
 def first_rows(prepared: PreparedTask, count: int) -> list[dict[str, str]]:

@@ -1,9 +1,13 @@
-"""Rows as they are read: stored columns, where they stand, what a text must be, and all faults in one error."""
+"""Rows as they are read: stored columns, where they stand, what a text must be, and all faults in one error.
+
+Rows that a caller gives in Python, too: those of files are read by `files.py`.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from loraxs_search.errors import TaskDataError, shortened
+from loraxs_search.errors import TaskDataError, UsageError, meant, shortened
 from loraxs_search.records.codec import Split
 from loraxs_search.records.task import Task
 
@@ -243,3 +247,65 @@ def items_of(value: Any) -> Any:
         except (ValueError, RecursionError):  # the latter at a text of many `[`
             return value
     return value
+
+
+# ---- rows that a caller gives in Python ------------------------------------------------------------------------------
+def question_rows(texts: Any, columns: Sequence[str] = ()) -> list[tuple[Any, ...]]:
+    """Return the rows of a request, each with its texts: a row is a text, a tuple of several, or a dict by column.
+
+    What is in a row is left to the task's kind, which knows what it should be.
+
+    Args:
+        texts: A list of rows, one text, or a DataFrame of pandas.
+        columns: What the task reads of a DataFrame or a dict; other columns do not matter.
+    Raises:
+        UsageError: it is none of these, or lacks a column.
+    """
+    if is_frame(texts):  # as files have values: None for a missing one, lists instead of arrays
+        names = list(texts.columns)
+        for name in columns:
+            if names.count(name) != 1:
+                has = "has it twice" if name in names else f"has: {', '.join(map(str, names))}"
+                near = "" if name in names else meant(name, [str(other) for other in names])
+                way = f"rename the column {near} to {name}" if near else "give the columns that the task was trained on"
+                raise UsageError(f"`texts` must have the column {name}, which the task reads, but {has}.", hint=way)
+        chosen = texts[list(columns)].astype(object)
+        frame_rows = chosen.where(chosen.notna(), None).itertuples(index=False, name=None)
+        return [tuple(it.tolist() if hasattr(it, "tolist") else it for it in row) for row in frame_rows]
+    rows = list[tuple[Any, ...]]()
+    for row in listed(texts, "texts"):
+        if not isinstance(row, Mapping) or not columns:
+            rows.append(row if isinstance(row, tuple) else (row,))
+            continue
+        if missing := [name for name in columns if name not in row]:
+            raise UsageError(
+                f"`texts` must have the column {missing[0]} in each row, but one has: {', '.join(map(str, row))}.",
+                hint="give the columns that the task was trained on",
+            )
+        rows.append(tuple(row[name] for name in columns))
+    return rows
+
+
+def is_frame(texts: Any) -> bool:
+    """Whether this is a DataFrame of pandas, which is not imported for that."""
+    pandas = sys.modules.get("pandas")
+    return pandas is not None and isinstance(texts, pandas.DataFrame)
+
+
+def listed(texts: Any, name: str) -> list[Any]:
+    """Return what a list holds; of one text, a list of one.
+
+    Args:
+        name: What messages call it.
+    Raises:
+        UsageError: it is neither.
+    """
+    if isinstance(texts, str):
+        return [texts]
+    is_list = hasattr(texts, "__len__") and hasattr(texts, "__getitem__") and not isinstance(texts, bytes | Mapping)
+    if not is_list or hasattr(texts, "columns"):  # a table lists the names of its columns
+        raise UsageError(
+            f"`{name}` must be a text or a list of texts, but got {type(texts).__name__}.",
+            hint='give ["one text", "another"], a pandas DataFrame, or a row of several texts as a tuple',
+        )
+    return list(texts)

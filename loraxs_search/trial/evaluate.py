@@ -16,7 +16,8 @@ from loraxs_search.base_model.tokenizer import load_tokenizer
 from loraxs_search.engine.layers import base_of
 from loraxs_search.engine.passes import ask
 from loraxs_search.errors import TaskDataError, TrialDivergedError
-from loraxs_search.methods.loading import load_adapter_folder, read_manifest
+from loraxs_search.manifest import read_manifest
+from loraxs_search.methods.loading import load_adapter_folder
 from loraxs_search.records.adapter import NUM_WRONG_ROWS, Answers, Sample
 from loraxs_search.records.codec import Split
 from loraxs_search.records.task import Task

@@ -19,7 +19,7 @@ import script
 
 import loraxs_search
 from loraxs_search.base_model.locate import locate
-from loraxs_search.registry.manifest import verify
+from loraxs_search.manifest import verify
 
 CLI = (sys.executable, "-m", "loraxs_search")
 TEXT = "a moving film"

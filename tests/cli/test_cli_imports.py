@@ -55,7 +55,7 @@ def test_nothing_heavy_is_loaded(store_uri):
 
 def test_what_answers_loads_nothing_of_a_search_and_what_peft_imports_can_be_imported_first(adapter):
     """Importing peft imports the plug-in, in the midst of whoever imports peft."""
-    parts = [f"import loraxs_search.{name}" for name in ("trial", "engine.layers", "methods.verification")]
+    parts = [f"import loraxs_search.{name}" for name in ("trial", "engine.layers", "methods.loraxs.model")]
     predict = cli("predict", str(adapter), "a fine film")
     searching = ("mlflow", "ray", "optuna", "datasets", "sklearn", "pandas", "plotly", "sqlalchemy")
     before = "import torch, transformers.modeling_utils; assert 'peft' not in sys.modules"

@@ -14,11 +14,11 @@ from support.toys import TASK as TOY
 from support.toys import adapter, candidate
 
 import loraxs_search
+from loraxs_search.manifest import verify
 from loraxs_search.records.search import Baseline, PromotionRule
 from loraxs_search.records.task import Task
 from loraxs_search.registry.card import model_card
 from loraxs_search.registry.changes import Promoter
-from loraxs_search.registry.manifest import verify
 from loraxs_search.registry.store import Registry
 
 GERMAN, FRENCH = (replace(TASK, variant=variant) for variant in ("de", "fr"))

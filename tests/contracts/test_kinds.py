@@ -28,7 +28,7 @@ from loraxs_search.records.trial import TrialSpec
 from loraxs_search.registry.evidence import ScoredRows
 from loraxs_search.tasks.encoded import RowSource
 from loraxs_search.tasks.kinds import KINDS, PassOutputs, RequestGenerator, Section, TaskKind, find_metric, kind_of
-from loraxs_search.tasks.prepared import PreparedTask, encode, load_data, prepare
+from loraxs_search.tasks.prepared import PreparedTask, load_data, prepare
 from loraxs_search.trial.attach import attach
 from loraxs_search.trial.evaluate import score_rows, split_metrics
 
@@ -291,7 +291,7 @@ def test_a_question_is_answered_as_its_row_is_and_numbers_that_are_not_finite_ar
     questions = [(row(200 + i, name)["text"],) for i in range(SIZES["test"])]
     source = RowSource(data.tokenizer)
     shown = [question[0] for question in questions]
-    predictions = ask(model, source, data.kind.predict(source, encode(kind, data.tokenizer, questions), shown))
+    predictions = ask(model, source, data.kind.predict(source, kind.encode_questions(questions, data.tokenizer), shown))
     assert [prediction.text for prediction in predictions] == shown
     scores = score_rows(model, data, "test", np.arange(SIZES["test"]))
     for prediction, answer in zip(predictions, scores.predictions.tolist(), strict=True):
@@ -301,7 +301,7 @@ def test_a_question_is_answered_as_its_row_is_and_numbers_that_are_not_finite_ar
         for parameter in model.parameters():
             parameter.fill_(float("nan"))
     with pytest.raises(TrialDivergedError, match="finite"):
-        ask(model, source, data.kind.predict(source, encode(kind, data.tokenizer, questions[:1]), shown[:1]))
+        ask(model, source, data.kind.predict(source, kind.encode_questions(questions[:1], data.tokenizer), shown[:1]))
 
 
 # ---- alone and packed ------------------------------------------------------------------------------------------------

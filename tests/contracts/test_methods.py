@@ -26,7 +26,7 @@ from loraxs_search.methods import METHODS
 from loraxs_search.methods._base import Method
 from loraxs_search.methods.export.folder import FORMATS, converted
 from loraxs_search.methods.loading import load_adapter_folder
-from loraxs_search.methods.verification import body_fingerprint
+from loraxs_search.methods.loraxs.model import body_fingerprint
 from loraxs_search.records.codec import from_json, to_json
 from loraxs_search.records.task import BaseModelRef, LinearModule
 from loraxs_search.records.trial import Hyperparameters, TrialSpec

@@ -12,9 +12,9 @@ from support.spaces import QUICKSTART
 
 import loraxs_search
 from loraxs_search.base_model.locate import locate
+from loraxs_search.manifest import verify
 from loraxs_search.records.task import BaseModelRef
 from loraxs_search.registry.card import model_card
-from loraxs_search.registry.manifest import verify
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ import loraxs_search
 from loraxs_search.base_model.locate import locate
 from loraxs_search.errors import RegistryError, TrackingError
 from loraxs_search.factors.store import FactorStore
+from loraxs_search.manifest import folder_digest, verify
 from loraxs_search.mlflow_uri import ensure_experiment
 from loraxs_search.records.codec import to_json
 from loraxs_search.records.search import Decision, PromotionRule, SearchPlan
@@ -37,7 +38,6 @@ from loraxs_search.records.trial import AdapterSize, TrialReport, TrialState
 from loraxs_search.registry import changes
 from loraxs_search.registry.changes import Promoter
 from loraxs_search.registry.factor_sets import factors_at
-from loraxs_search.registry.manifest import folder_digest, verify
 from loraxs_search.registry.pull import pull
 from loraxs_search.registry.store import DECISIONS, Registry
 from loraxs_search.tracking.store import connect, ensure_store

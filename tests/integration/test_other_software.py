@@ -29,8 +29,9 @@ from support.trials import write
 from loraxs_search.base_model.layers import linear_modules
 from loraxs_search.base_model.locate import locate
 from loraxs_search.base_model.tokenizer import load_tokenizer
+from loraxs_search.manifest import read_manifest
 from loraxs_search.methods.export.folder import converted
-from loraxs_search.methods.loading import load_adapter_folder, read_manifest
+from loraxs_search.methods.loading import load_adapter_folder
 from loraxs_search.records.codec import to_json
 from loraxs_search.records.task import BaseModel, BaseModelRef, DataSource, Task, TaskModel
 from loraxs_search.tasks.encoded import EncodedRows, Ragged

@@ -24,10 +24,10 @@ from loraxs_search.errors import StudyError, TaskDataError, TrackingError
 from loraxs_search.home import home
 from loraxs_search.log.events import Phase, ShownEvent, TrialContinued, TrialReported, TrialStarted
 from loraxs_search.log.study_log import SearchView
+from loraxs_search.manifest import read_manifest, verify
 from loraxs_search.records.trial import TrialState
 from loraxs_search.registry.evidence import ScoredRows
 from loraxs_search.registry.finalist import choose
-from loraxs_search.registry.manifest import read, verify
 from loraxs_search.search.cluster.connection import NAMESPACE, start_named
 from loraxs_search.search.driver import session
 from loraxs_search.search.driver.launch import launch, launch_together, resume
@@ -108,7 +108,7 @@ def test_trials_start_from_the_version_that_the_name_meant_at_launch(search):
     assert (start.name, start.with_head) == ("started-reviews:1", True)
     assert set(folder.assets()) == {START, PROBE}
     for path in filter(lambda path: path.exists(), (folder.adapter_path(it.trial_id) for it in result.trials)):
-        manifest = read(path)
+        manifest = read_manifest(path)
         assert manifest.start_from == {"name": start.name, "digest": start.digest}
         assert manifest.hyperparameters.start_from == folder.assets()[START]
         assert "It started from `started-reviews:1`" in (path / "README.md").read_text()

@@ -12,10 +12,10 @@ from support.shell import finished, num_reports, start, until, wait_for
 
 import loraxs_search
 from loraxs_search.errors import CommandError
+from loraxs_search.manifest import verify
 from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.records.trial import TrialRecord, TrialState
 from loraxs_search.registry.evidence import ScoredRows
-from loraxs_search.registry.manifest import verify
 from loraxs_search.studies.folder import StudyFolder, studies_root
 from loraxs_search.studies.storage import Storage
 from loraxs_search.tracking.store import connect, ensure_store

@@ -28,8 +28,7 @@ from loraxs_search.engine.pruning import LastLayerPruning
 from loraxs_search.errors import UsageError
 from loraxs_search.methods import get_method
 from loraxs_search.methods.export.folder import converted, write_plain_lora
-from loraxs_search.methods.loading import load_adapter_folder
-from loraxs_search.methods.verification import compare_reference_logits, reference_logits, tolerance
+from loraxs_search.methods.loading import compare_reference_logits, load_adapter_folder, reference_logits, tolerance
 from loraxs_search.packing.host import TrialHost
 from loraxs_search.records.codec import Pooling
 from loraxs_search.records.task import BaseModel, BaseModelRef, DataSource, Task

@@ -18,11 +18,11 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from loraxs_search import assets
 from loraxs_search.base_model.locate import locate
 from loraxs_search.base_model.tokenizer import load_tokenizer
+from loraxs_search.manifest import Manifest
 from loraxs_search.methods import get_method
 from loraxs_search.methods.export.folder import converted
 from loraxs_search.methods.loading import load_adapter_folder
 from loraxs_search.packing.host import TrialHost
-from loraxs_search.records.adapter import Manifest
 from loraxs_search.records.task import BaseModelRef, Task
 from loraxs_search.records.trial import Hyperparameters, TrialSpec
 from loraxs_search.registry.card import model_card

@@ -19,8 +19,8 @@ from transformers import GenerationConfig
 import loraxs_search
 from loraxs_search.base_model.layers import linear_modules
 from loraxs_search.base_model.locate import locate
+from loraxs_search.manifest import read_manifest
 from loraxs_search.methods.export.folder import converted
-from loraxs_search.methods.loading import read_manifest
 from loraxs_search.records.task import BaseModel, BaseModelRef, TaskModel
 from loraxs_search.registry.card import model_card
 

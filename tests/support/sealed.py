@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from loraxs_search.records.adapter import Manifest, ReferenceLogits
+from loraxs_search.manifest import MANIFEST, Manifest, sealed, verify
+from loraxs_search.records.adapter import ReferenceLogits
 from loraxs_search.records.search import Candidate, PromotionRule
 from loraxs_search.records.task import BaseModel, BaseModelRef, DataSource, Task
 from loraxs_search.records.trial import AdapterSize, Hyperparameters, TrialSpec
 from loraxs_search.registry.changes import Promoter
-from loraxs_search.registry.manifest import MANIFEST, sealed, verify
 
 
 def manifest_of(
@@ -61,7 +61,7 @@ def make_adapter(
 
     from loraxs_search.base_model.layers import linear_modules
     from loraxs_search.base_model.load import load_model
-    from loraxs_search.methods.verification import make_reference_logits
+    from loraxs_search.methods.loading import make_reference_logits
     from loraxs_search.tasks.kinds import kind_of
     from loraxs_search.trial.attach import attach
 

@@ -18,8 +18,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
+from loraxs_search.manifest import Manifest
 from loraxs_search.methods._base import Method
-from loraxs_search.records.adapter import Manifest
 from loraxs_search.records.task import Serving
 
 if TYPE_CHECKING:

@@ -211,7 +211,7 @@ def _merge(adapter: LoadedAdapter) -> tuple[PreTrainedModel, str]:
     """Return the base with the update in its weights, and what people should know of it."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    from loraxs_search.methods.verification import reference_logits
+    from loraxs_search.methods.loading import reference_logits
 
     adapted, probe = adapter.peft, adapter.manifest.probe
     with_update = reference_logits(adapted, probe.input_ids)
@@ -369,7 +369,8 @@ def converted(folder: Path, form: str, options: ExportOptions = _NO_OPTIONS) -> 
     """
     import torch
 
-    from loraxs_search.methods.loading import load_adapter_folder, read_manifest
+    from loraxs_search.manifest import read_manifest
+    from loraxs_search.methods.loading import load_adapter_folder
 
     manifest = read_manifest(folder)
     method = method_of(manifest.hyperparameters)

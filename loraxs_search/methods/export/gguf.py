@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from loraxs_search.errors import UsageError, one_of
 from loraxs_search.home import disk_faults, write_atomic
+from loraxs_search.manifest import Manifest
 from loraxs_search.methods._base import Method
 from loraxs_search.methods.export._base import ExportFormat, ExportOptions, LoadedAdapter
-from loraxs_search.records.adapter import Manifest
 from loraxs_search.records.task import Serving
 from loraxs_search.tasks.asking import prompt_section
 from loraxs_search.tasks.kinds import Template, kind_of

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from loraxs_search.errors import UsageError, extra_hint
 from loraxs_search.home import disk_faults, file_sha256, write_atomic
+from loraxs_search.manifest import Manifest
 from loraxs_search.methods._base import Method
 from loraxs_search.methods._peft import unloaded
 from loraxs_search.methods.export._base import ExportFormat, ExportOptions, LoadedAdapter, OnnxPrecision
 from loraxs_search.methods.names import ADAPTER, ROOT, R
-from loraxs_search.records.adapter import Manifest
 from loraxs_search.tasks.asking import between_texts
 from loraxs_search.tasks.kinds import kind_of
 
@@ -112,7 +112,7 @@ class ONNX(ExportFormat):
         from safetensors.torch import save
 
         from loraxs_search.base_model.reading import pooling_of
-        from loraxs_search.methods.verification import tolerance
+        from loraxs_search.methods.loading import tolerance
 
         manifest, task, precision = adapter.manifest, adapter.manifest.task, options.precision
         if missing := [name for name in _EXTRA if importlib.util.find_spec(name) is None]:

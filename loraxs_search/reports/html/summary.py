@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from loraxs_search.errors import IntegrityError, both, counted
 from loraxs_search.log.study_log import StudyLog
+from loraxs_search.manifest import read_manifest
 from loraxs_search.records.adapter import ClassReport
 from loraxs_search.records.codec import sign_of
 from loraxs_search.records.search import Baseline, Candidate
@@ -77,8 +78,6 @@ class ReportFacts:
         Raises:
             StudyError: a file of it is damaged.
         """
-        from loraxs_search.registry import manifest
-
         candidates = folder.candidates()  # first: what they are of is in the journal
         journal, finished, info = folder.journal(), candidates is not None, folder.info
         records, task = tuple(journal.records.values()), info.task
@@ -87,7 +86,7 @@ class ReportFacts:
         finalist, by_class = next((each for each in candidates or () if each.test_metrics), None), None
         if finalist is not None:
             with contextlib.suppress(IntegrityError):
-                by_class = manifest.read(folder.adapter_path(finalist.trial_id)).by_class
+                by_class = read_manifest(folder.adapter_path(finalist.trial_id)).by_class
         return cls(
             folder=folder,
             info=info,

@@ -20,7 +20,8 @@ from ray.exceptions import RayTaskError
 
 from loraxs_search.errors import LoraxsError, StudyError, TrialDivergedError, counted
 from loraxs_search.log.events import RowsScored
-from loraxs_search.records.adapter import NUM_WRONG_ROWS, Answers, ClassReport, ClassScores, Confirmation, Manifest
+from loraxs_search.manifest import MANIFEST, Manifest, sealed, verify
+from loraxs_search.records.adapter import NUM_WRONG_ROWS, Answers, ClassReport, ClassScores, Confirmation
 from loraxs_search.records.codec import sign_of
 from loraxs_search.records.search import Candidate, CheckpointSelection, PromotionRule, Refit, SearchPlan, SliceScore
 from loraxs_search.records.task import Task
@@ -29,7 +30,6 @@ from loraxs_search.registry.card import model_card
 from loraxs_search.registry.evidence import slice_scores
 from loraxs_search.registry.factor_sets import factors_at, install_factors
 from loraxs_search.registry.finalist import NOISE, Criterion, choose, trial_of
-from loraxs_search.registry.manifest import MANIFEST, sealed, verify
 from loraxs_search.reports.leaderboard import front
 from loraxs_search.search.driver.work_items import BaseModelBaseline, WorkItem, joined, map_over_hosts, reason_of
 from loraxs_search.search.hosts.answers import advance, on_host

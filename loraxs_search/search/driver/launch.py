@@ -18,10 +18,10 @@ from loraxs_search.home import in_use
 from loraxs_search.log.clock import steady_time
 from loraxs_search.log.events import Phase
 from loraxs_search.log.study_log import JOURNAL, STUDY_THREADS, SearchView, StudyLog
+from loraxs_search.manifest import verify
 from loraxs_search.methods import method_of
 from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.records.adapter import StartFrom
-from loraxs_search.registry.manifest import verify
 from loraxs_search.registry.pull import pull
 from loraxs_search.registry.store import Registry
 from loraxs_search.search.cluster.connection import connected, own_error

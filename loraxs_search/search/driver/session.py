@@ -40,12 +40,12 @@ from loraxs_search.log.events import (
     TrialsAdvanced,
 )
 from loraxs_search.log.study_log import StudyLog
+from loraxs_search.manifest import verify
 from loraxs_search.methods import method_of
 from loraxs_search.records.adapter import HostInfo, LinearProbe
 from loraxs_search.records.search import Baseline
 from loraxs_search.records.trial import TrialRecord, TrialState
 from loraxs_search.registry.changes import Promoter
-from loraxs_search.registry.manifest import verify
 from loraxs_search.registry.pull import pull
 from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.schedulers import SCHEDULERS

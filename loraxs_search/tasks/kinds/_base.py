@@ -396,6 +396,38 @@ class TaskKind(ABC):
         returned are not kept.
         """
 
+    def encode_questions(
+        self,
+        questions: Sequence[tuple[str, ...]],
+        tokenizer: PreTrainedTokenizerBase,
+        place: SourceLocation | None = None,
+    ) -> EncodedRows:
+        """Return the tokens of questions that are no part of the data, made as in training but not cached.
+
+        Args:
+            place: Where they stand, for messages; None if they are a whole request.
+        Raises:
+            TaskDataError: as `questions`; or a row gives no token.
+        """
+        rows = self.questions(questions, place)
+        encoded = self.encode(rows, tokenizer)
+        self.check_tokens(encoded, rows)
+        return encoded
+
+    def check_tokens(self, encoded: EncodedRows, rows: Rows) -> None:
+        """Refuse rows of which one gives no token at all.
+
+        Raises:
+            TaskDataError: one does.
+        """
+        empty = np.flatnonzero(encoded.lengths == 0)
+        if len(empty):
+            raise TaskDataError(
+                f"Task {self.task.name}: each row must give at least one token, but {rows.texts[empty[0]]!r} gives none"
+                f" ({len(empty)} such rows).",
+                hint="remove rows without text",
+            )
+
     # ---- training ----------------------------------------------------------------------------------------------------
     @abstractmethod
     def loss(self, outputs: PassOutputs, batch: Batch) -> Tensor:

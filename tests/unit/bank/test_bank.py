@@ -26,17 +26,16 @@ from loraxs_search.base_model.locate import locate
 from loraxs_search.errors import BaseModelError, IntegrityError, RegistryError, StudyError, TaskDataError, UsageError
 from loraxs_search.factors.store import FactorStore, write_factors
 from loraxs_search.home import factor_path
+from loraxs_search.manifest import Manifest
 from loraxs_search.methods import get_method
 from loraxs_search.methods.loading import load_adapter_folder
 from loraxs_search.methods.loraxs import LoraXSConfig, use_factor_store
-from loraxs_search.methods.verification import body_fingerprint
+from loraxs_search.methods.loraxs.model import body_fingerprint
 from loraxs_search.predictor import Predictor
-from loraxs_search.records.adapter import Manifest
 from loraxs_search.records.codec import from_json
 from loraxs_search.records.task import BaseModelRef, DataSource, Task, TaskModel
 from loraxs_search.registry.factor_sets import install_factors
-from loraxs_search.tasks.kinds import classifier
-from loraxs_search.tasks.prepared import encode
+from loraxs_search.tasks.kinds import TaskKind, classifier
 
 TARGETS = tuple(f"bert.encoder.layer.{i}.attention.self.{part}" for i in (0, 1) for part in ("query", "value"))
 R_BYTES, HEAD_BYTES = 4 * 4 * 4 * len(TARGETS), 4 * (2 * 32 + 2)
@@ -134,11 +133,13 @@ def test_an_adapter_that_is_replaced_while_texts_are_tokenised_answers_as_a_whol
     texts = ["a moving, funny film", "so so"]
     expected = bank.predict(["a", "b"], texts)
 
+    encode = TaskKind.encode_questions
+
     def replacing(*args):
         bank.load("a", folders["d"])
         return encode(*args)
 
-    monkeypatch.setattr("loraxs_search.bank.bank.encode", replacing)
+    monkeypatch.setattr(TaskKind, "encode_questions", replacing)
     found = bank.predict(["a", "b"], texts)
     assert [prediction.label for prediction in found] == [prediction.label for prediction in expected]
     assert [prediction.score for prediction in found] == pytest.approx([p.score for p in expected], abs=1e-5)

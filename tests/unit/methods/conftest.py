@@ -11,8 +11,8 @@ from support.sealed import manifest_of, seal
 
 from loraxs_search.base_model.locate import locate
 from loraxs_search.factors.store import FactorStore
+from loraxs_search.methods.loading import make_reference_logits
 from loraxs_search.methods.loraxs import LoraXSConfig, LoraXSLinear, use_factor_store
-from loraxs_search.methods.verification import make_reference_logits
 from loraxs_search.records.task import BaseModelRef, DataSource, Task
 from loraxs_search.records.trial import Hyperparameters
 

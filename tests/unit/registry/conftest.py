@@ -12,7 +12,8 @@ from mlflow import MlflowClient
 from support.sealed import manifest_of, seal
 from support.toys import HYPERPARAMETERS, rows
 
-from loraxs_search.records.adapter import Manifest, ReferenceLogits
+from loraxs_search.manifest import Manifest
+from loraxs_search.records.adapter import ReferenceLogits
 from loraxs_search.records.search import Baseline, Candidate, PromotionRule
 from loraxs_search.records.task import BaseModelRef, DataSource, Task
 from loraxs_search.records.trial import AdapterSize

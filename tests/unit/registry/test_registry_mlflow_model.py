@@ -24,12 +24,12 @@ from loraxs_search.base_model.layers import linear_modules
 from loraxs_search.base_model.locate import locate
 from loraxs_search.errors import IntegrityError
 from loraxs_search.factors.store import FactorStore
+from loraxs_search.manifest import folder_digest, verify
 from loraxs_search.mlflow_flavor import MlflowPredictor
 from loraxs_search.predictor import Predictor
 from loraxs_search.records.adapter import Prediction
 from loraxs_search.records.task import BaseModelRef, Task, TaskModel
 from loraxs_search.registry.factor_sets import factors_at
-from loraxs_search.registry.manifest import folder_digest, verify
 from loraxs_search.registry.pull import pull
 from loraxs_search.registry.store import Registry
 from loraxs_search.tracking.store import connect

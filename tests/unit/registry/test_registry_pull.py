@@ -12,9 +12,9 @@ import pytest
 
 import loraxs_search
 from loraxs_search.errors import HomeError, IntegrityError, RegistryError, TrackingError, UsageError
+from loraxs_search.manifest import folder_digest, verify
 from loraxs_search.records.search import PromotionRule
 from loraxs_search.registry.changes import Promoter
-from loraxs_search.registry.manifest import folder_digest, verify
 from loraxs_search.registry.pull import pull
 from loraxs_search.registry.store import Registry
 from loraxs_search.tracking.store import connect, ensure_store

@@ -21,8 +21,8 @@ from support.toy_language import choosing, save_base, writing
 from loraxs_search.base_model.locate import locate
 from loraxs_search.cli.serve import listen
 from loraxs_search.factors.store import FactorStore
+from loraxs_search.manifest import Manifest
 from loraxs_search.methods.loraxs import use_factor_store
-from loraxs_search.records.adapter import Manifest
 from loraxs_search.records.codec import from_json
 from loraxs_search.records.task import BaseModelRef, Task
 from loraxs_search.registry.store import Registry

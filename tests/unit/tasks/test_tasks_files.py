@@ -17,9 +17,9 @@ from pyarrow import parquet
 from loraxs_search.errors import TaskDataError, UsageError
 from loraxs_search.records.task import DataSource
 from loraxs_search.scaffold.roles import read_table
-from loraxs_search.tasks.files import question_rows, read_columns, read_questions
+from loraxs_search.tasks.files import read_columns, read_questions
 from loraxs_search.tasks.prepared import load_data
-from loraxs_search.tasks.rows import MalformedFileError
+from loraxs_search.tasks.rows import MalformedFileError, question_rows
 
 ROWS = "".join(f"w{i},{i % 2}\n" for i in range(30))
 CSV = f"text,label\n{ROWS}"

@@ -19,7 +19,7 @@ from loraxs_search.errors import HomeError, TaskDataError
 from loraxs_search.records.task import DataSource, SplitSource
 from loraxs_search.tasks.encoded import RowSource, TrainingBatches, eval_batches
 from loraxs_search.tasks.kinds import kind_of
-from loraxs_search.tasks.prepared import encode, fingerprint, fixed_subset, load_data, prepare
+from loraxs_search.tasks.prepared import fingerprint, fixed_subset, load_data, prepare
 from loraxs_search.tasks.rows import Columns, with_parents, with_parts
 
 
@@ -35,7 +35,7 @@ def sizes(data):
 
 def inputs_of(task, tokenizer, questions):
     """Model inputs of questions that are no part of the data."""
-    encoded = encode(kind_of(task), tokenizer, questions)
+    encoded = kind_of(task).encode_questions(questions, tokenizer)
     return RowSource(tokenizer).collate(encoded, range(len(encoded))).inputs
 
 

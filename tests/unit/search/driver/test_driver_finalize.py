@@ -18,12 +18,12 @@ from support.toys import TASK as TOY
 from support.work import do_all
 
 from loraxs_search.errors import TaskDataError, TrialDivergedError
+from loraxs_search.manifest import folder_digest, sealed, verify
 from loraxs_search.records.adapter import Answers, ClassScores, Sample
 from loraxs_search.records.codec import to_json
 from loraxs_search.records.search import Baseline, PromotionRule, SearchPlan
 from loraxs_search.records.task import BaseModel, BaseModelRef, DataSource, Task
 from loraxs_search.records.trial import AdapterSize, TrialRecord, TrialReport, TrialSpec, TrialState
-from loraxs_search.registry.manifest import folder_digest, sealed, verify
 from loraxs_search.search.driver import finalize
 from loraxs_search.search.driver.finalize import Finalization, candidate_trials, class_report
 from loraxs_search.search.driver.work_items import WorkItem

@@ -22,7 +22,7 @@ from loraxs_search.records.task import DataSource, Task
 from loraxs_search.tasks.encoded import Batch, RowSource
 from loraxs_search.tasks.kinds import PassOutputs, TokenClassification, kind_of
 from loraxs_search.tasks.metrics import TAG_METRICS, find_entities
-from loraxs_search.tasks.prepared import encode, load_data, prepare
+from loraxs_search.tasks.prepared import load_data, prepare
 from loraxs_search.tasks.rows import Columns, Rows, SourceLocation
 
 PLACE = SourceLocation("rows.csv", lines=range(2, 1000))
@@ -264,7 +264,7 @@ def test_words_beyond_max_length_are_answered_as_outside_and_losses_are_sums_ove
 
 
 def predicted(kind, tokenizer, question, said):
-    questions = encode(kind, tokenizer, [(question,)])
+    questions = kind.encode_questions([(question,)], tokenizer)
     asking = kind.predict(RowSource(tokenizer), questions, [kind.shown((question,))])
     (prediction,) = answered(asking, RowSource(tokenizer), questions, said)
     return prediction

@@ -15,7 +15,7 @@ from loraxs_search.errors import TaskDataError
 from loraxs_search.tasks.encoded import Ragged, RowSource
 from loraxs_search.tasks.kinds import kind_of
 from loraxs_search.tasks.kinds.multiple_choice import Choices
-from loraxs_search.tasks.prepared import encode, load_data, prepare
+from loraxs_search.tasks.prepared import load_data, prepare
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_the_base_alone_is_asked_with_worked_examples(make, shots):
 
 def test_an_answer_is_the_options_text_and_its_share_among_them(make):
     kind, tokenizer = kind_of(make()), characters()
-    questions = encode(kind, tokenizer, [("Sky", "red|blue"), ("x", "a|d|c"), ("z", "Z\u00fcich  2|b")])
+    questions = kind.encode_questions([("Sky", "red|blue"), ("x", "a|d|c"), ("z", "Z\u00fcich  2|b")], tokenizer)
     asking = kind.predict(RowSource(tokenizer), questions, ["Sky", "x", "z"])
     _, (first, second, third) = answered(asking, tokenizer, r=np.log(4), b=np.log(4 / 3))
     assert (first.text, first.label, second.score) == ("Sky", "blue", pytest.approx(1 / 3))

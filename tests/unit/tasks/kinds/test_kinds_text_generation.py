@@ -19,7 +19,7 @@ from transformers import GenerationConfig
 from loraxs_search.errors import LoraxsError, TaskDataError
 from loraxs_search.tasks.kinds import ForwardRequest, Generated, Ragged, kind_of, text_generation
 from loraxs_search.tasks.kinds.text_generation import Extraction
-from loraxs_search.tasks.prepared import encode, first_rows, load_data, prepare, served
+from loraxs_search.tasks.prepared import first_rows, load_data, prepare, served
 
 TURN = {"prompt": None, "messages": [{"role": "user", "content": "{q}"}], "answer": "{a}"}
 SYSTEM = TURN | {"messages": [{"role": "system", "content": "{n}"}, {"role": "user", "content": "{q}"}]}
@@ -176,7 +176,7 @@ def test_a_prompt_that_is_scored_is_as_long_as_one_that_is_asked(make):
     rows = [{"q": "a" * size, "a": "b" * 9} for size in (3, 25, 40)]
     data = prepare(make(rows=rows, max_length=32), characters())
     _, write = answered(data.kind.base_alone(data, "test", np.arange(3), 0), ["x"] * 3)
-    asked = encode(data.kind, data.tokenizer, [(row["q"],) for row in rows]).ids
+    asked = data.kind.encode_questions([(row["q"],) for row in rows], data.tokenizer).ids
     assert [write.source.ids.row(i).tolist() for i in range(3)] == [asked.row(i).tolist() for i in range(3)]
     assert asked.lengths.tolist() == [4, 26, 31]
     assert data.lengths("test").max() <= 32  # with the answers, which are learnt

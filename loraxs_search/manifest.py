@@ -1,4 +1,7 @@
-"""An adapter folder's manifest: what the files are, so that a changed, missing or added one is noticed."""
+"""An adapter folder's `manifest.json`: what the adapter is, what it fits, and its files.
+
+It lists the sha256 of every other file, so that a changed, missing or added one is noticed.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,17 @@ import os
 import re
 import stat
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from loraxs_search.errors import IntegrityError
-from loraxs_search.home import file_sha256
-from loraxs_search.records.adapter import Manifest
-from loraxs_search.records.codec import to_json
+from loraxs_search.home import disk_faults, file_sha256
+from loraxs_search.records.adapter import ClassReport, ReferenceLogits
+from loraxs_search.records.codec import Scalar, from_json, to_json
+from loraxs_search.records.search import Baseline, Refit, SliceScore
+from loraxs_search.records.task import BaseModelRef, BaseSetup, Task
+from loraxs_search.records.trial import AdapterSize, Hyperparameters
 
 MANIFEST = "manifest.json"
 MAX_BYTES = {".json": 16 * 2**20, ".md": 2**20, ".safetensors": 4 * 2**30}
@@ -28,6 +36,60 @@ MLFLOW_FILES = frozenset(
     }
 )
 _EVIDENCE = "evidence"  # a folder: answers to the test rows
+
+
+ADAPTER_FORMAT = 1  # of a manifest and a registered version; rises only when an older reader would read wrongly
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """`manifest.json` of an adapter folder: what it is, what it fits, where it came from.
+
+    Args:
+        files: File name to sha256 of every other file in the folder.
+        versions: Package name to version at training time.
+        refits: The same recipe from other seeds.
+        base_bytes: Size of the base's weights, for comparison.
+        lora_parameters: What plain LoRA trains on the same modules at the same rank.
+        factors: Key of every factor file that R needs, to the checksum of its numbers.
+        baselines: What simple models reach on the same rows.
+        start_from: `name` and `digest` of the adapter that its training started from; None if it started anew.
+        kept_step: The step that it is of, where a study keeps the best one; None if it is the last.
+        lineage: Id of the trial whose params its own was added with; empty if there is none.
+        ends: The tokens that end an answer that it writes, as the tokenizer names them.
+        setup: Its base's.
+        slices: The finalist's scores on slices of the test rows, where its task has some.
+        by_class: The finalist's scores by class, where its task has labels.
+    """
+
+    task: Task
+    base_model: BaseModelRef
+    base_digest: str
+    data_fingerprint: str
+    study: str
+    trial_id: str
+    params: Mapping[str, Scalar]
+    hyperparameters: Hyperparameters
+    validation_metrics: Mapping[str, float]
+    test_metrics: Mapping[str, float]
+    size: AdapterSize
+    probe: ReferenceLogits
+    versions: Mapping[str, str]
+    created_at: str
+    files: Mapping[str, str] = field(default_factory=dict)
+    refits: tuple[Refit, ...] = ()
+    base_bytes: int = 0
+    lora_parameters: int = 0
+    factors: Mapping[str, str] = field(default_factory=dict)
+    baselines: tuple[Baseline, ...] = ()
+    format: int = ADAPTER_FORMAT
+    kept_step: int | None = None
+    start_from: Mapping[str, str] | None = None
+    lineage: str = ""
+    ends: tuple[str, ...] = ()
+    setup: BaseSetup | None = None
+    slices: tuple[SliceScore, ...] = ()
+    by_class: ClassReport | None = None
 
 
 def sealed(files: Mapping[str, bytes], manifest: Manifest) -> dict[str, bytes]:
@@ -57,7 +119,7 @@ def verify(folder: Path, *, in_registry: bool = False, digest: str | None = None
     Raises:
         IntegrityError: a file differs, is missing, is not listed, or is of a kind or size that is not taken.
     """
-    manifest, present = read(folder, digest), dict[str, Path]()
+    manifest, present = read_manifest(folder, digest), dict[str, Path]()
     for path in sorted(folder.iterdir()):
         if path.name == MANIFEST or (in_registry and lies_beside(path.name, path.is_dir())):
             continue
@@ -76,7 +138,7 @@ def verify(folder: Path, *, in_registry: bool = False, digest: str | None = None
     return manifest
 
 
-def read(folder: Path, digest: str | None = None) -> Manifest:
+def read_manifest(folder: Path, digest: str | None = None) -> Manifest:
     """Return the manifest of `folder`, checking nothing but its digest, where that is known.
 
     Raises:
@@ -96,7 +158,26 @@ def read(folder: Path, digest: str | None = None) -> Manifest:
             f"{folder} must have digest {digest[:16]}..., but got {actual[:16]}...: its manifest was exchanged.",
             hint=_HINT,
         )
-    return Manifest.parse(path.read_bytes(), str(path))
+    with disk_faults(path):
+        content = path.read_bytes()
+    try:
+        check_format(from_json(dict[str, Any], content).get("format"), str(path))
+        return from_json(Manifest, content)
+    except ValueError as error:  # pydantic's ValidationError is one
+        raise IntegrityError(f"{path} is not an adapter manifest: {error}", hint="pull the adapter again") from error
+
+
+def check_format(found: int | None, place: str) -> None:
+    """Refuse an adapter that is described in another form than this version reads.
+
+    Raises:
+        IntegrityError: it is.
+    """
+    if found != ADAPTER_FORMAT:
+        raise IntegrityError(
+            f"`format` must be {ADAPTER_FORMAT}, but got {found} in {place}.",
+            hint="use the version of loraxs-search that made the adapter, or search again with this one",
+        )
 
 
 def folder_digest(folder: Path) -> str:
