@@ -267,9 +267,9 @@ def test_two_at_once_create_one_store_whole(tmp_path, monkeypatch):
 # ---- MLflow's own server ---------------------------------------------------------------------------------------------
 @pytest.mark.long(part="faults")
 def test_mlflows_own_server_answers_as_predict_does(mlflow_server, make_adapter, tiny_base, tmp_path, monkeypatch):
-    base, query = locate(BaseModelRef(str(tiny_base))), ("bert.encoder.layer.0.attention.self.query",)
+    base = locate(BaseModelRef(str(tiny_base)))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.uri)
-    task = promote_folder(make_adapter(tmp_path / "a", base, rank=2, target_modules=query), mlflow_server.uri)
+    task = promote_folder(make_adapter(tmp_path / "a", base, rank=2), mlflow_server.uri)
     texts = ["a moving, funny film", "so so"]
     expected = [{"label": it.label, "score": it.score} for it in loraxs_search.predict(task, texts)]
     port = free_port()

@@ -26,16 +26,15 @@ from support.spaces import SMOLLM2
 from support.toy_language import writing
 from support.trials import write
 
-from loraxs_search.base_model.layers import linear_modules
 from loraxs_search.base_model.locate import locate
 from loraxs_search.base_model.tokenizer import load_tokenizer
 from loraxs_search.manifest import read_manifest
 from loraxs_search.methods.export.folder import converted
 from loraxs_search.methods.loading import load_adapter_folder
 from loraxs_search.records.codec import to_json
-from loraxs_search.records.task import BaseModel, BaseModelRef, DataSource, Task, TaskModel
+from loraxs_search.records.task import BaseModel, BaseModelRef, DataSource, Task
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
-from loraxs_search.tasks.kinds import GenerateRequest, Prompt, classifier
+from loraxs_search.tasks.kinds import GenerateRequest, Prompt
 
 pytestmark = [pytest.mark.long(part="software"), pytest.mark.timeout(3600)]
 
@@ -141,9 +140,7 @@ def installed(tmp_path_factory, tmp_path):
 @pytest.fixture
 def folder(smollm2, make_adapter, in_warm_home, tmp_path):
     """An adapter of SmolLM2 on all its layers; it changes what the base says, and not its language."""
-    names = tuple(module.name for module in linear_modules(smollm2, TaskModel("AutoModelForCausalLM")))
-    own = {"rank": RANK, "init_std": 0.02, "seed": 3, "target_modules": names}
-    made = make_adapter(tmp_path / "adapter", smollm2, task=writing(), **own)
+    made = make_adapter(tmp_path / "adapter", smollm2, task=writing(), rank=RANK, init_std=0.02, seed=3)
     manifest = replace(read_manifest(made), base_model=BaseModelRef(**SMOLLM2))
     (made / "manifest.json").write_text(to_json(manifest))
     return made
@@ -226,14 +223,13 @@ def test_sentence_transformers_computes_the_logits_of_texts(installed, make_adap
     ours = [f"{name}=={importlib.metadata.version(name)}" for name in ("torch", "transformers", "peft", "scikit-learn")]
     run = installed("sentence-transformers", [*ours, "sentence-transformers==6.2.0"])
     base = locate(BaseModelRef(str(tiny_base)))
-    names = tuple(module.name for module in linear_modules(base, classifier(2)))
     texts, expected, folders = ["a fine film", "so so, and long " * 60, "dull"], [], []
     for pooling in ("mean", "cls", "last"):
         task = Task(
             pooling, "sequence-classification", DataSource(), "text", "label", "accuracy", "maximize", ("accuracy",),
             labels=("no", "yes"), max_length=48, pooling=pooling,
         )  # fmt: skip
-        made = make_adapter(tmp_path / pooling, base, rank=2, target_modules=names, task=task)
+        made = make_adapter(tmp_path / pooling, base, rank=2, task=task)
         rows = load_tokenizer(base)(texts, truncation=True, max_length=48, padding=True, return_tensors="pt")
         with torch.no_grad():
             logits = load_adapter_folder(made)(**rows).logits

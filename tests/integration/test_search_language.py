@@ -99,7 +99,9 @@ def shell(folder, in_search_home, monkeypatch):
     write_distribution(folder / "site", "toy_kinds", Path(word_pairs.__file__).read_text(), kinds)
     schedulers = {"loraxs_search.schedulers": {"every-second": "EverySecond", "gone": "Gone"}}
     write_distribution(folder / "site", "toy_schedulers", EVERY_SECOND, schedulers)
-    monkeypatch.setenv("PYTHONPATH", f"{folder / 'site'}:{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join(filter(None, [str(folder / "site"), os.environ.get("PYTHONPATH")]))
+    )
     return Shell(in_search_home, folder)
 
 
