@@ -99,9 +99,7 @@ def shell(folder, in_search_home, monkeypatch):
     write_distribution(folder / "site", "toy_kinds", Path(word_pairs.__file__).read_text(), kinds)
     schedulers = {"loraxs_search.schedulers": {"every-second": "EverySecond", "gone": "Gone"}}
     write_distribution(folder / "site", "toy_schedulers", EVERY_SECOND, schedulers)
-    monkeypatch.setenv(
-        "PYTHONPATH", os.pathsep.join(filter(None, [str(folder / "site"), os.environ.get("PYTHONPATH")]))
-    )
+    monkeypatch.setenv("PYTHONPATH", str(folder / "site"), prepend=os.pathsep)
     return Shell(in_search_home, folder)
 
 
