@@ -48,7 +48,7 @@ def champions(uri: str) -> dict[str, str | None]:
     return {task: held.candidate.study if held else None for task, held in adapters.items()}
 
 
-def test_each_variant_has_a_champion_baselines_and_a_history_of_its_own(promoted, store_uri):
+def test_each_variant_has_a_champion_baselines_a_history_and_a_name_of_its_own(promoted, store_uri, say):
     assert promoted("plain", TASK, [79])["promoted"]
     german = promoted("german", GERMAN, range(70, 80))
     assert (german["task"], german["promoted"]) == ("t.de", True), "it is not compared with the better plain one"
@@ -57,24 +57,19 @@ def test_each_variant_has_a_champion_baselines_and_a_history_of_its_own(promoted
     assert not promoted("french", FRENCH, range(42, 80))["promoted"], "no better than the constant answer"
     assert promoted("better", GERMAN, [79])["champion"] == "german/00000"
     assert champions(store_uri) == {"t": "plain", "t.de": "better"}, "a refused task has no version"
-    dotted = promoted("dotted", replace(TASK, name="t.de"), range(60, 80))
-    assert dotted["champion"] == "better/00000", "a name may be written so"
-
-
-def test_names_of_variants_go_wherever_names_of_tasks_go(promoted, store_uri, say):
-    for searched_study, task, right in (("german", GERMAN, 70), ("better", GERMAN, 79), ("plain", TASK, 75)):
-        promoted(searched_study, task, range(right, 80))
     assert "better/00000" in say("show", "t.de").out
     assert "german/00000" in say("history", "t.de").out
     said = say("rollback", "t.de")
     assert said.out.startswith("t.de: from version 2 back to version 1"), said.err
     assert champions(store_uri) == {"t": "plain", "t.de": "german"}
-    for name, searched_study in (("t", "plain"), ("t.de", "german"), ("t.de:2", "better"), ("t.de@champion", "german")):
+    for name, study in (("t", "plain"), ("t.de", "german"), ("t.de:2", "better"), ("t.de@champion", "german")):
         folder = Path(say("pull", name).out.strip())
-        assert json.loads((folder / "manifest.json").read_text())["study"] == searched_study
+        assert json.loads((folder / "manifest.json").read_text())["study"] == study
     assert 'load_adapter("t.de")' in model_card(verify(folder))
     assert say("rm", "t.de:2", "--force").code == 0
     assert [one.version for one in loraxs_search.show("t.de")] == [1]
+    dotted = promoted("dotted", replace(TASK, name="t.de"), range(60, 80))
+    assert dotted["champion"] == "german/00000", "a name may be written so"
 
 
 def test_a_guard_refuses_a_finalist_that_gains_on_the_whole_and_loses_a_slice(promoted, say):

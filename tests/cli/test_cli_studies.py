@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from support.aged import age
 from support.reports import measured as report
-from support.searched_studies import ScriptedDriver, Tried, confirm, searched
-from support.studies import state, study
+from support.searched_studies import ScriptedDriver, Tried, searched
+from support.studies import study
 from support.toy_language import writing
 
 from loraxs_search import watch
@@ -205,8 +205,6 @@ def test_what_stays_of_a_study_that_cannot_be_read_is_said(say, store_uri):
 
 
 def test_gc_says_what_goes_what_stays_and_why(say, store_uri, fresh_home):
-    folder = searched("reviews", [Tried({"rank": 2}, 0.8, state=TrialState.PRUNED), Tried({"rank": 4}, 0.9)])
-    folder.snapshots.write("00000", state("00000"))
     tokens = fresh_home / "datasets" / "tokens"
     for name in "ab":
         write_atomic(tokens / f"{name}.safetensors", "x" * 10_000)
@@ -221,7 +219,7 @@ def test_gc_says_what_goes_what_stays_and_why(say, store_uri, fresh_home):
     assert [item["path"] for item in done if not item["kept"]] == [str(tokens / "a.safetensors")]
     assert "freed 12.3 KB" not in say("gc").err
     assert say("gc", "--older-than", "0d").ok
-    assert not (folder.path / "snapshots" / "00000.safetensors").exists()
+    assert not (tokens / "b.safetensors").exists()
     assert say("gc", "--older-than", "soon").is_error(2, "must be a number with a unit, but got 'soon'")
     assert [shown_bytes(size) for size in (999, 1_234_567, 999_600)] == ["999 B", "1.23 MB", "1 MB"]
 
@@ -230,8 +228,7 @@ def test_where_a_home_was_moved_what_needs_the_store_says_how_to_lead_to_it(
     say, store_uri, fresh_home, tmp_path, monkeypatch
 ):
     """Its studies still name the MLflow database by the old path, and nobody makes an empty one."""
-    folder = searched("done", [Tried({"rank": 4, "learning_rate": 1e-3}, 0.9)])
-    confirm(folder, "00000", [0.9, 0.8], [0, 1], [0, 1])
+    searched("done", [Tried({"rank": 4}, 0.9)])
     assert "complete" in say("sync").ok
     moved = fresh_home.rename(tmp_path / "larger-disk")
     monkeypatch.setenv("LORAXS_HOME", str(moved))
@@ -246,5 +243,3 @@ def test_where_a_home_was_moved_what_needs_the_store_says_how_to_lead_to_it(
     assert not fresh_home.exists()
     fresh_home.symlink_to(moved)
     assert "complete" in say("sync").ok
-    assert "done" in say("resume", "done").err
-    assert "2 runs" in say("studies", "rm", "done", "--runs").ok

@@ -21,6 +21,18 @@ from loraxs_search.tasks.prepared import load_data
 PLAIN = csv_of()
 
 
+@pytest.fixture
+def rows_folder(tmp_path, monkeypatch, in_warm_home):
+    """An empty folder for a user's rows, which a test is in; the base is at hand.
+
+    `check --data` draws the rows of a standard error few times: a hundred F1 scores take longer than all else.
+    """
+    monkeypatch.setattr("loraxs_search.tasks.report._RESAMPLES", 2)
+    (tmp_path / "rows").mkdir()
+    monkeypatch.chdir(tmp_path / "rows")
+    return tmp_path / "rows"
+
+
 # ---- the command -----------------------------------------------------------------------------------------------------
 def test_empty_rows_are_dropped_on_demand(say, rows_folder):
     assert drafted(say, "rows.csv", PLAIN + "one,\n,pos\nsoo,N/A\n").is_error(1, "--drop-empty")

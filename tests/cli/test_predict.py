@@ -13,12 +13,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.said import Said
-from support.toy_language import choosing
+from support.toy_language import choosing, save_base, writing
 
 import loraxs_search
+from loraxs_search.base_model.layers import linear_modules
+from loraxs_search.base_model.locate import locate
 from loraxs_search.cli._main import run
 from loraxs_search.errors import TaskDataError, UsageError
 from loraxs_search.records.adapter import Prediction
+from loraxs_search.records.task import BaseModelRef, Task, TaskModel
 
 TEXTS = ["a moving, funny film", 'it says "no"', "two\nlines\tand a tab", "ende, süß"]
 ROWS = ("w1", "w2 w3", "w4", "w5", "w6 w7", "w8")
@@ -54,6 +57,25 @@ def lines_of(said: Said) -> list[dict[str, str]]:
     return [json.loads(line, parse_constant=pytest.fail) for line in said.ok.splitlines()]
 
 
+@pytest.fixture
+def make_headless(make_adapter, tmp_path):
+    """Make an adapter of a decoder, for a task without a head."""
+    save_base(tmp_path / "base")
+    base = locate(BaseModelRef(str(tmp_path / "base")))
+    modules = tuple(module.name for module in linear_modules(base, TaskModel("AutoModelForCausalLM")))
+
+    def make(task: Task) -> Path:
+        return make_adapter(tmp_path / "decoder", base, task=task, seed=3, rank=4, target_modules=modules)
+
+    return make
+
+
+@pytest.fixture
+def writer(make_headless):
+    """An adapter that writes, and reads two columns."""
+    return make_headless(writing(prompt="{first} say {second}"))
+
+
 # ---- files -----------------------------------------------------------------------------------------------------------
 def test_a_file_gives_the_rows_that_python_gives_and_csv_keeps_lines_and_tabs(predict, adapter, tmp_path, table):
     expected = loraxs_search.predict(adapter, TEXTS)
@@ -81,13 +103,12 @@ def test_jsonl_is_valid_whatever_stdout_can_encode(adapter, monkeypatch):
 def test_each_form_keeps_the_columns_and_rows_of_the_file(predict, writer, tmp_path, table, monkeypatch):
     monkeypatch.setattr("loraxs_search.cli.predict._AT_ONCE", 2)
     file = table(
-        *(["id", "text", "label", "note"], ["7", "so so", "good", "a, b"], ["8", "two\nlines", "bad"], ["9", "fine"])
+        ["id", "text", "label", "note"], ["7", "so so", "good", "a, b"], ["8", "two\nlines", "bad"], ["9", "fine"]
     )
     answered = rows_of(predict("--file", file, "--format", "csv"))
     assert list(answered[0]) == ["id", "text", "label", "note", "prediction", "score"]
-    assert [tuple(row.values())[:4] for row in answered] == [
-        *(("7", "so so", "good", "a, b"), ("8", "two\nlines", "bad", ""), ("9", "fine", "", ""))
-    ]
+    kept = [("7", "so so", "good", "a, b"), ("8", "two\nlines", "bad", ""), ("9", "fine", "", "")]
+    assert [tuple(row.values())[:4] for row in answered] == kept
     (tmp_path / "rows.jsonl").write_text('{"text": "so so", "more": [1]}\n{"text": "so", "more": {"a": 2}}\n')
     pq.write_table(pa.table({"text": ["so so", "bad"], "more": [0.5, float("nan")]}), tmp_path / "rows.parquet")
     for name, more in (("rows.jsonl", [[1], {"a": 2}]), ("rows.parquet", [0.5, None])):
@@ -221,7 +242,7 @@ def test_texts_are_columns_in_turn_and_answers_stand_alone_word_by_word_on_a_ter
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setattr(sys.stdout, "write", lambda piece: (pieces.append(piece), write(piece))[1])
     run(("predict", str(writer), *ROWS))
-    assert [line.strip() for line in capsys.readouterr().out.splitlines()] == piped.splitlines()
+    assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == piped.splitlines()
     assert len([piece for piece in pieces if piece.strip()]) > len(ROWS)  # not a whole answer at once
 
 

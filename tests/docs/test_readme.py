@@ -26,7 +26,7 @@ from loraxs_search.home import shipped_space_path
 
 OURS = README.commands("loraxs-search")
 # Whatever has an address runs on a cluster, in tests/integration/test_cluster.py; `ui` in
-# tests/cli/test_ui_browser.py; `launch` is the search that all these tests share.
+# tests/cli/test_cli_search.py; `launch` is the search that all these tests share.
 ELSEWHERE = [command for command in OURS if "--address" in command.args or command.args[0] in ("ui", "serve")]
 (WRITES,) = [command for command in OURS if command.args[:2] == ["launch", "movie_reviews_text"]]
 FIRST = next(i for i, command in enumerate(OURS) if command.args[0] == "init")

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.studies import study as new_study
 
+from loraxs_search import steering
 from loraxs_search.errors import CommandError, HomeError
 from loraxs_search.log.events import Answered, DriverStarted, TrainingEnded, TrialEnded, TrialStarted
 from loraxs_search.log.study_log import StudyLog
@@ -120,8 +121,20 @@ def test_each_command_counts_once_wherever_drivers_are_killed(asked, kills):
     for each in sent:
         killed.inbox.put(each)
     for writes in kills:
+        left = [writes]
+
+        def dying(whole: Callable[..., Any], left: list[int] = left) -> Callable[..., Any]:
+            def call(*args: Any) -> Any:
+                if left[0] == 0:
+                    raise KilledError
+                left[0] -= 1
+                return whole(*args)
+
+            return call
+
         with pytest.MonkeyPatch.context() as patch, contextlib.suppress(KilledError):
-            _dies_after(patch, writes)
+            for of, name in ((StudyLog, "append"), (CommandInbox, "remove")):
+                patch.setattr(of, name, dying(getattr(of, name)))
             take(killed)
     take(killed)
     ours, theirs = killed.journal(), calm.journal()
@@ -133,30 +146,20 @@ def test_each_command_counts_once_wherever_drivers_are_killed(asked, kills):
     assert text.count('"Commanded"') == text.count('"Answered"') == len(sent)
 
 
-def _dies_after(patch: pytest.MonkeyPatch, writes: int) -> None:
-    left = [writes]
-
-    def dying(whole: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any) -> Any:
-            if left[0] == 0:
-                raise KilledError
-            left[0] -= 1
-            return whole(*args)
-
-        return call
-
-    for of, name in ((StudyLog, "append"), (CommandInbox, "remove")):
-        patch.setattr(of, name, dying(getattr(of, name)))
-
-
 # ---- senders ---------------------------------------------------------------------------------------------------------
-def test_a_command_for_a_study_that_nobody_runs_is_queued_and_counts_where_the_next_one_is_decided_on(folder):
+def test_a_command_for_a_study_that_nobody_runs_is_queued_and_counts_where_the_next_one_is_decided_on(
+    folder, monkeypatch
+):
     before = (folder.path / "journal.jsonl").read_bytes()
     answer = send("s", new_command("stop", ["1"]))
     assert (folder.path / "journal.jsonl").read_bytes() == before, "a decision changes nothing"
     assert answer.state == "queued"
     assert "nobody runs study 's' on this machine: `loraxs-search resume s` carries it out first" in answer.text
-    send("s", new_command("finish"))
+    monkeypatch.setattr(steering, "WAIT_S", 0.0)
+    with folder.lock():
+        answer = send("s", new_command("finish"))
+    assert answer.state == "queued", "a driver that does not answer"
+    assert "carried out in a moment" in answer.text
     with pytest.raises(CommandError, match="about to end"):
         send("s", new_command("finish"))
     assert len(take(folder)) == 2
@@ -194,15 +197,6 @@ def test_a_study_whose_storage_has_no_account_here_is_reached_through_its_folder
     assert study_status(folder).state == "interrupted"
 
 
-def test_a_driver_that_does_not_answer_leaves_it_queued(folder, monkeypatch):
-    monkeypatch.setattr("loraxs_search.steering.WAIT_S", 0.0)
-    with folder.lock():
-        answer = send("s", new_command("stop", ["00001"]))
-    assert answer.state == "queued"
-    assert "carried out in a moment" in answer.text
-    assert len(list(folder.inbox.waiting())) == 1
-
-
 def test_two_extensions_of_an_ended_search_add_up(folder):
     folder.journal().append(TrainingEnded(notice=""))
     study = steered(folder)
@@ -230,24 +224,20 @@ def test_time_alone_is_enough_for_a_trial_that_was_added_when_the_time_ran_out(f
     assert decide(more, study).state == "refused"
 
 
-def test_time_in_which_nothing_was_recorded_counts_where_time_is_given(fresh_home, monkeypatch):
-    folder = new_study("s")
-    now = time.time()
+def test_a_time_to_add_is_written_as_a_time_budget_is_and_counts_from_now(fresh_home, monkeypatch):
+    folder, now = new_study("s"), time.time()
+    written = {"1h30m": 5400, 2.5: 2.5, "9" * 320 + "h": None, "nan": None, "-1": None}
+    for given_time, seconds in written.items():
+        answer = decide(command("extend", time=given_time), steered(folder))
+        assert (answer.state == "refused") is (seconds is None)
+        assert answer.facts.get("time_budget_s", seconds) == (seconds and pytest.approx(seconds, abs=1e-3))
     journal = folder.journal()
     journal.append(DriverStarted(since=now))
     study = steered(folder, journal)
     monkeypatch.setattr("loraxs_search.log.clock.steady_time", lambda: now + 10_000)
     answer = decide(command("extend", time="1h"), study)
-    assert answer.facts["time_budget_s"] == pytest.approx(13_600, abs=1)
+    assert answer.facts["time_budget_s"] == pytest.approx(13_600, abs=1), "though nothing was recorded meanwhile"
     assert folder.journal().spent_by_now_s < 60, "of a journal that no driver here writes, what was recorded"
-
-
-def test_a_time_to_add_is_written_as_a_time_budget_is(fresh_home):
-    folder = new_study("s")
-    for given_time, seconds in {"1h30m": 5400, 2.5: 2.5, "9" * 320 + "h": None, "nan": None, "-1": None}.items():
-        answer = decide(command("extend", time=given_time), steered(folder))
-        assert (answer.state == "refused") is (seconds is None)
-        assert answer.facts.get("time_budget_s", seconds) == (seconds and pytest.approx(seconds, abs=1e-3))
 
 
 def test_a_verb_that_fails_is_refused_and_a_disk_that_fails_is_not(fresh_home, monkeypatch):
@@ -273,4 +263,4 @@ def test_values_of_params_are_read_as_numbers_where_they_are():
     read = read_params(["rank=16", "rate=1e-3", "flag=true", "note=a=b", "word=null", "step=1_6"])
     assert list(read.values()) == [16, 1e-3, True, "a=b", "null", "1_6"]
     with pytest.raises(CommandError, match="NAME=VALUE"):
-        read_params(["rank"])
+        steering.read_params(["rank"])

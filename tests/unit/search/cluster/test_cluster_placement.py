@@ -5,15 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraxs_search.search.cluster.placement import (
-    COUNT_EVERY_S,
-    SAY_EVERY_S,
-    Node,
-    SlotCounter,
-    Slots,
-    choose_pack_size,
-    share_out,
-)
+from loraxs_search.search.cluster import placement
+from loraxs_search.search.cluster.placement import Node, SlotCounter, Slots, share_out
 
 HEAD = Node("head", 0, address="head")
 SMALL, LARGE = Node("small", 2), Node("large", 8)
@@ -43,16 +36,16 @@ def test_trials_without_a_slot_say_once_what_they_wait_for_and_ask_anew_where_th
     assert [counter.have_left(asked), counter.have_left(asked), len(caplog.messages)] == [False, False, 1]
     assert "4 CPU" in caplog.messages[0]
     assert "another search" in caplog.messages[0]
-    now[0] += SAY_EVERY_S
+    now[0] += placement.SAY_EVERY_S
     assert not counter.have_left(asked, True)
     assert len(caplog.messages) == 1, "it waits for another trial of the search"
     nodes[:] = [HEAD]
     assert [counter.have_left(asked), counter.have_left(asked), len(caplog.messages)] == [False, False, 2]
     assert "a node with 4 CPU to join the cluster; now head has 0 CPU and 0 GPU" in caplog.messages[1]
-    nodes[:], now[0] = [HEAD, SMALL], now[0] + COUNT_EVERY_S
+    nodes[:], now[0] = [HEAD, SMALL], now[0] + placement.COUNT_EVERY_S
     assert counter.have_left(asked)
     assert len(caplog.messages) == 2
-    now[0] += SAY_EVERY_S
+    now[0] += placement.SAY_EVERY_S
     assert not counter.have_left(asked, True), "the trial that has a slot there is not disturbed"
     assert "a node with 4 CPU to join" in caplog.messages[2]
     assert not counter.have_left(counter.slots.resources), "that is there, and taken"
@@ -64,7 +57,7 @@ def test_slots_are_counted_anew_every_few_seconds():
     assert counter.max_concurrent == 1
     nodes.append(LARGE)
     assert counter.max_concurrent == 1, "Ray is not asked at every step of the loop"
-    now[0] = COUNT_EVERY_S
+    now[0] = placement.COUNT_EVERY_S
     assert counter.max_concurrent == 5
     nodes.clear()
     now[0] *= 2
@@ -78,7 +71,7 @@ def test_the_number_asked_for_stands_whatever_there_is_and_studies_share_the_slo
 
 
 def size(trials: int, *, asked: int | str = "auto", fits: int = 100, fills: int = 8, devices: int = 1) -> int:
-    return choose_pack_size(asked, fits=fits, fills=fills, num_trials=trials, num_devices=devices).size
+    return placement.choose_pack_size(asked, fits=fits, fills=fills, num_trials=trials, num_devices=devices).size
 
 
 def test_auto_fills_each_device_in_even_rounds_and_what_was_asked_for_stands_unless_memory_holds_less():

@@ -77,15 +77,10 @@ class Hosts:
     """Hosts whose trials report .91 at each step, or raise an error, and score as many validation rows."""
 
     def __init__(self, num_rows: int, error: Exception | None = None) -> None:
-        self.error = error
-        self.asked = list[tuple[str, int]]()
+        self.error, self.asked = error, list[tuple[str, int]]()
         self.serve = SimpleNamespace(remote=lambda work, *_: work(self))
-        self.info = SimpleNamespace(
-            num_rows={"validation": num_rows, "test": 2},
-            data_fingerprint="d",
-            test_fingerprint="t",
-            base=BaseModel("b", "", "digest"),
-        )
+        rows, base = {"validation": num_rows, "test": 2}, BaseModel("b", "", "digest")
+        self.info = SimpleNamespace(num_rows=rows, data_fingerprint="d", test_fingerprint="t", base=base)
 
     def map_over(self, _pool: object, items: Sequence[WorkItem], *_: object, **__: object) -> None:
         do_all(items, self)
@@ -154,11 +149,10 @@ def test_refits_that_do_not_fit_into_the_time_budget_are_left_out_and_said(folde
     end.reached({"00001.1": 7, "00007": 9})
     assert len(counted) == 7, "of what is behind, or no refit, nothing is said"
     again = ending(folder, hosts, monkeypatch)
-    assert [each.trial_id for each in again.validate(FREE)][:6] == [
-        f"{trial}.{n}" for trial in ("00000", "00001", "00002") for n in (1, 2)
-    ]
+    first, *others = again.validate(FREE)
+    names = [f"{trial}.{n}" for trial in ("00000", "00001", "00002") for n in (1, 2)]
+    assert [each.trial_id for each in (first, *others)][:6] == names
     assert len(hosts.asked) == 12
-    (first, *_) = again.validate(FREE)
     assert [refit.seed - HYPERPARAMETERS.seed for refit in first.refits] == [0, 2 << 32]
 
 

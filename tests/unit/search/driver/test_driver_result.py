@@ -34,15 +34,12 @@ from loraxs_search.tracking.store import connect
 
 
 def test_a_result_has_a_row_for_each_trial_best_first(fresh_home):
-    tried = [Tried({"rank": 4}, 0.7), Tried({"rank": 8}, 0.9), Tried({"rank": 16}, 0.95, state=TrialState.PRUNED)]
-    folder = searched("s", tried)
-    records = tuple(folder.journal().records.values())
-    result = SearchResult("s", records, (), 12.3)
-    assert repr(result) == "<SearchResult s: 2 of 3 trials complete, 12 s>"
-    assert [row.trial_id for row in result.leaderboard()] == ["00001", "00000", "00002"]
+    folder = searched("s", [Tried({"rank": 4}, 0.7), Tried({"rank": 8}, 0.9), Tried({}, 0.9, state=TrialState.PRUNED)])
     confirm(folder, "00000", [0.91], answers=[0, 1], labels=[0, 1])
-    rows = SearchResult("s", records, tuple(folder.candidates() or ()), 12.3).leaderboard()
-    assert [(row.trial_id, row.test_score) for row in rows if row.finalist] == [("00000", 1.0)]
+    result = SearchResult("s", tuple(folder.journal().records.values()), tuple(folder.candidates() or ()), 12.3)
+    assert repr(result) == "<SearchResult s: 2 of 3 trials complete, 12 s>"
+    rows = [(row.trial_id, row.finalist, row.test_score) for row in result.leaderboard()]
+    assert rows == [("00001", "", None), ("00000", "00000", 1.0), ("00002", "", None)]
     with pytest.raises(StudyError, match="gone"):
         SearchResult("gone", (), (), 1.0).leaderboard()
 

@@ -22,16 +22,8 @@ from loraxs_search.log.events import DriverStarted, Reopened, TrainingEnded
 from loraxs_search.records.adapter import HostInfo, LinearProbe, StartFrom
 from loraxs_search.records.search import Baseline, PromotionRule
 from loraxs_search.records.task import BaseModel, Identity
-from loraxs_search.search.driver import session as module
+from loraxs_search.search.driver import session
 from loraxs_search.search.driver.launch import resume, search_study
-from loraxs_search.search.driver.session import (
-    SearchSession,
-    begin_linear_probe,
-    is_recipe,
-    open_study,
-    reopen,
-    settled,
-)
 from loraxs_search.search.hosts import pool as hosts_pool
 from loraxs_search.search.hosts.answers import HOST_LOST
 from loraxs_search.search_space.load import load_space, parse_space
@@ -51,9 +43,9 @@ def opened(folder: StudyFolder, monkeypatch: pytest.MonkeyPatch, stop: threading
         actors.check_stop = check_stop
         return actors
 
-    monkeypatch.setattr(module, "StudyActors", made)
+    monkeypatch.setattr(session, "StudyActors", made)
     space, stop = load_space("movie_reviews"), stop or threading.Event()
-    with open_study(folder.info, space, nothing, folder.journal(), stop, is_locked=False) as study:
+    with session.open_study(folder.info, space, nothing, folder.journal(), stop, is_locked=False) as study:
         yield study
 
 
@@ -70,7 +62,7 @@ def test_a_search_that_loses_its_lease_stops_no_other_one(folder, monkeypatch):
         lost()
         yield SimpleNamespace(is_sure=True, lost_to=taken)
 
-    monkeypatch.setattr(module, "mirrored", lost_at_once)
+    monkeypatch.setattr(session, "mirrored", lost_at_once)
     with pytest.raises(StudyError, match="took over"), opened(folder, monkeypatch, stop) as study:
         seen.append((study.is_stopped(), stop.is_set()))
         study._hear = lambda: None
@@ -100,7 +92,7 @@ def test_who_warns_late_writes_nothing_to_what_may_be_another_drivers_log(folder
     interrupt()
     assert not has_waiting(folder.path)
     assert folder.identity.read() == Identity("base", "rows"), "which a resumed search is held to"
-    monkeypatch.setattr(module, "mirrored", warning_at_its_end)
+    monkeypatch.setattr(session, "mirrored", warning_at_its_end)
     interrupt()
     *_, state, last = (type(event).__name__ for event in folder.journal().history())
     assert (state, last) == ("SearchFinished", "TrainingEnded")
@@ -122,7 +114,7 @@ def test_a_search_is_stopped_while_its_first_host_loads(is_resumed, fresh_home, 
 
 # ---- what trials start from ------------------------------------------------------------------------------------------
 def test_a_study_keeps_the_pooling_and_starts_from_what_fits_alone(fresh_home, monkeypatch):
-    monkeypatch.setattr(module, "trial_shapes", lambda *_: ())
+    monkeypatch.setattr(session, "trial_shapes", lambda *_: ())
     text = "{task: sst2, base_model: a/b, parameters: {rank: 4, learning_rate: 0.001}, start_from: t}"
     host = HostInfo(BaseModel("b", "/b", "b" * 64), (), 0, "", {}, "cpu", "float32", {}, pooling="mean")
     start = StartFrom("t:1", "d" * 64, "b" * 64, HYPERPARAMETERS, with_head=True, pooling="mean")
@@ -131,7 +123,7 @@ def test_a_study_keeps_the_pooling_and_starts_from_what_fits_alone(fresh_home, m
     def settle(pooling: str, head: str, **changes: Any) -> Any:
         overrides = [f"task.pooling={pooling}", f"parameters.head={head}"]
         space = parse_space(text, source="s.yaml", folder=Path(), overrides=overrides)
-        return settled(replace(info, task=space.task, start_from=replace(start, **changes)), space, host)
+        return session.settled(replace(info, task=space.task, start_from=replace(start, **changes)), space, host)
 
     for given, kept, with_head in (("auto", "mean", True), ("class", "class", False), ("mean", "mean", True)):
         kept_info, kept_space = settle(given, HYPERPARAMETERS.head)
@@ -177,7 +169,7 @@ def make(probed):
         host.serve = SimpleNamespace(remote=lambda work, *_: work(host))
         space: Any = SimpleNamespace(task=probed.info.task, methods=("lora-xs",), possible_values=lambda *_: (init,))
         pool = SimpleNamespace(host=lambda: host, ask=ask)
-        return begin_linear_probe(probed, cast("Any", SimpleNamespace(pool=pool, check_stop=stop)), space, said)
+        return session.begin_linear_probe(probed, cast("Any", SimpleNamespace(pool=pool, check_stop=stop)), space, said)
 
     return probe
 
@@ -243,9 +235,9 @@ def test_the_recipe_trains_to_its_end_also_behind_trials_that_people_asked_for()
     space = load_space("movie_reviews")
     recipe = space.drawn_params(space._by_recipe("lora-xs"))
     records: Any = {name: SimpleNamespace(params=recipe, command="") for name in ("00001", "00002")}
-    assert [is_recipe(name, space, records) for name in records] == [True, False]
+    assert [session.is_recipe(name, space, records) for name in records] == [True, False]
     records = {"00000": SimpleNamespace(params=recipe | {"rank": 2}, command="1")} | records
-    assert [is_recipe(name, space, records) for name in records] == [False, True, False]
+    assert [session.is_recipe(name, space, records) for name in records] == [False, True, False]
 
 
 def test_what_waits_is_foreseen_and_nothing_is_written(ended):
@@ -265,7 +257,7 @@ def test_it_is_reopened_once_for_each_command_wherever_the_driver_dies(ended):
     assert asks_for_more(ended), "a driver that died here has answered and done nothing"
     ended.journal().append(Reopened(number=1))  # and one that died here has left the candidates
     assert asks_for_more(ended)
-    assert not reopen(steered(ended))
+    assert not session.reopen(steered(ended))
     assert ended.candidates() is None
     assert ended.earlier_finalists() == ("00000",)
     journal = ended.journal()
@@ -273,7 +265,7 @@ def test_it_is_reopened_once_for_each_command_wherever_the_driver_dies(ended):
     journal.append(TrainingEnded(notice=""))
     ended.write_candidates([])
     assert not asks_for_more(ended)
-    assert not reopen(steered(ended))
+    assert not session.reopen(steered(ended))
     assert ended.candidates() == []
 
 
@@ -304,7 +296,7 @@ def staged(folder: StudyFolder, wants_more: list[bool]) -> list[str]:
     """
     journal, nothing = folder.journal(), cast("Any", None)
     actors: Any = SimpleNamespace(pool=SimpleNamespace(watched=lambda *_: contextlib.nullcontext()))
-    session = SearchSession(steered(folder, journal), nothing, actors, bool)
+    search = session.SearchSession(steered(folder, journal), nothing, actors, bool)
     done, asked = list[str](), iter(wants_more)
 
     def goes_on() -> bool:
@@ -322,10 +314,10 @@ def staged(folder: StudyFolder, wants_more: list[bool]) -> list[str]:
         return True
 
     searcher = SimpleNamespace(run=lambda: done.append("train"), notice="")
-    vars(session).update({"_searcher": searcher, "_wants_more": goes_on, "_finalize": finalize})
+    vars(search).update({"_searcher": searcher, "_wants_more": goes_on, "_finalize": finalize})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "record_end", lambda *_: None)
-        session.run()
+        patch.setattr(session, "record_end", lambda *_: None)
+        search.run()
     return done
 
 

@@ -30,14 +30,7 @@ from loraxs_search.records.task import Identity, Task
 from loraxs_search.registry.evidence import ScoredRows
 from loraxs_search.search.driver import work_items
 from loraxs_search.search.driver.result import lacks_baseline
-from loraxs_search.search.driver.work_items import (
-    BaseModelBaseline,
-    StudyBaselines,
-    WorkItem,
-    joined,
-    map_over_hosts,
-    reason_of,
-)
+from loraxs_search.search.driver.work_items import BaseModelBaseline, StudyBaselines, WorkItem
 from loraxs_search.search.hosts.answers import HOST_LOST
 from loraxs_search.studies.confirmations import Confirmations
 from loraxs_search.studies.folder import StudyFolder
@@ -51,14 +44,14 @@ def test_answers_of_several_hosts_add_up(tmp_path):
     confirmed.write_answers("00001", range(9), Answers((0,) * 9, (1,) * 9, 9.0))
     found = confirmed.answers("00001.2")
     assert list(found) == [range(2), range(2, 3)]
-    metrics, rows = joined(list(found.values()), replace(TASK, metrics=("accuracy",)))
+    metrics, rows = work_items.joined(list(found.values()), replace(TASK, metrics=("accuracy",)))
     assert metrics == {"accuracy": pytest.approx(2 / 3), "loss": 0.5}
     assert (rows.predictions.tolist(), rows.labels.tolist()) == ([0, 1, 1], [0, 0, 1])
     groups = [("a", "b"), ("a",)]
     parts = [replace(part, slices={"group": own}) for part, own in zip(found.values(), groups, strict=True)]
     task = replace(TASK, metrics=("accuracy",), metric="accuracy", slices=("group",))
-    assert joined(parts, task)[1].slices["group"].tolist() == ["a", "b", "a"]
-    metrics, _ = joined([*parts, Answers((), (), math.nan)], task)
+    assert work_items.joined(parts, task)[1].slices["group"].tolist() == ["a", "b", "a"]
+    metrics, _ = work_items.joined([*parts, Answers((), (), math.nan)], task)
     assert all(math.isnan(value) for value in metrics.values()), "some are not finite"
 
 
@@ -70,7 +63,7 @@ def test_a_fault_of_a_node_ends_the_search_and_another_one_is_the_items(monkeypa
         try:
             yield lambda _: "the reference"  # type: ignore[arg-type, return-value]
         except (LoraxsError, RayTaskError) as fault:
-            reasons.append(reason_of(fault))
+            reasons.append(work_items.reason_of(fault))
 
     def get(_: Any) -> None:
         raise next(raised)
@@ -82,10 +75,10 @@ def test_a_fault_of_a_node_ends_the_search_and_another_one_is_the_items(monkeypa
     raised = iter([ClusterError("it has other rows than the study began with"), far])
     for kind in (ClusterError, HomeError):
         with pytest.raises(kind):
-            map_over_hosts(pool, [item()], bool)
+            work_items.map_over_hosts(pool, [item()], bool)
     assert reasons == []
     raised = iter([TrialDivergedError("not finite"), RayTaskError("advance", "", MemoryError("3 GiB"))])
-    map_over_hosts(pool, [item(), item()], bool)
+    work_items.map_over_hosts(pool, [item(), item()], bool)
     assert reasons == ["not finite", "MemoryError: 3 GiB"]
 
 
@@ -119,7 +112,7 @@ def test_a_linear_model_that_failed_is_measured_again_and_else_nothing(fresh_hom
     assert ("unheard of" in found["tfidf"].failed) is isinstance(error, RayTaskError)
     folder.write_baselines(before)
     before = folder.baselines()
-    monkeypatch.setattr("loraxs_search.search.driver.work_items.ray.wait", lambda asked, timeout: ([], asked))
+    monkeypatch.setattr(work_items.ray, "wait", lambda asked, timeout: ([], asked))
     StudyBaselines(folder, actors, folder.info.task).take()
     assert folder.baselines() == before, "they are still being measured"
     with pytest.raises(SearchInterruptedError):

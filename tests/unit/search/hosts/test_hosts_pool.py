@@ -165,58 +165,46 @@ def test_a_lost_host_is_ended_before_another_takes_its_device(directory, monkeyp
 
 
 # ---- asking one host -------------------------------------------------------------------------------------------------
-LOSSES = [RayActorError(), OutOfMemoryError("low"), ActorUnschedulableError("its node is gone")]
-
-
 @pytest.fixture
-def found(hosts, monkeypatch):
-    """The hosts that were lost when another was looked for; a host is what it answers, or how it is lost."""
+def ask(hosts, monkeypatch):
+    """Asks hosts that are lost in these ways, one after the other, before one answers; returns also who was lost."""
 
     def get(answer: Any) -> Any:
         if isinstance(answer, Exception):
             raise answer
         return answer
 
+    def asked(*losses: Exception, look: Callable[[], None] = bool, **begun: Any) -> tuple[Any, list[Any]]:
+        found = list[Any]()
+
+        def host(lost: Any = None) -> Any:
+            found.append(lost)
+            return [*losses, "answer"][len(found) - 1]
+
+        monkeypatch.setattr(hosts, "host", host)
+        return hosts.ask(lambda host: host, look, **begun), found
+
     monkeypatch.setattr(pool.ray, "get", get)
     monkeypatch.setattr(pool.ray, "wait", lambda asked, **_: (asked, []))
-    return []
+    return asked
 
 
-def ask(
-    hosts: HostPool, found: list[Any], losses: list[Exception], look: Callable[[], None] = lambda: None, **begun: Any
-) -> Any:
-    """Ask hosts that are lost in these ways, one after the other, before one answers."""
-
-    def host(lost: Any = None) -> Any:
-        found.append(lost)
-        return [*losses, "answer"][len(found) - 1]
-
-    hosts.host = host  # type: ignore[method-assign]
-    return hosts.ask(lambda host: host, look, **begun)  # type: ignore[arg-type, return-value]
-
-
-def test_a_lost_host_is_replaced_and_the_question_asked_again(hosts, found):
-    assert ask(hosts, found, LOSSES) == "answer"
-    assert found == [None, *LOSSES]
-    found.clear()
+def test_a_lost_host_is_replaced_and_the_question_asked_again_unless_the_search_is_stopped(ask, monkeypatch):
+    losses = [RayActorError(), OutOfMemoryError("low"), ActorUnschedulableError("its node is gone")]
+    assert ask(*losses) == ("answer", [None, *losses])
     with pytest.raises(RayActorError):
-        ask(hosts, found, [*LOSSES, RayActorError()])
-    found.clear()
-    for begun, answer in (("begun", "begun"), (LOSSES[0], "answer")):
-        assert ask(hosts, found, [], begun=begun) == answer, "what a host was asked before is waited for first"
-
-
-def test_a_host_that_never_answers_is_left_where_the_search_is_stopped(hosts, found, monkeypatch):
-    looks = list[None]()
+        ask(*losses, RayActorError())
+    for begun, answer in (("begun", "begun"), (losses[0], "answer")):
+        assert ask(begun=begun)[0] == answer, "what a host was asked before is waited for first"
+    looks = iter([None, None])
 
     def look() -> None:
-        looks.append(None)
-        if len(looks) == 3:
+        if next(looks, "stopped") == "stopped":
             raise SearchInterruptedError("stopped")
 
-    monkeypatch.setattr(pool.ray, "wait", lambda asked, **_: ([], asked))
+    monkeypatch.setattr(pool.ray, "wait", lambda asked, **_: ([], asked))  # it never answers
     with pytest.raises(SearchInterruptedError):
-        ask(hosts, found, [], look)
+        ask(look=look)
 
 
 # ---- asking all hosts ------------------------------------------------------------------------------------------------

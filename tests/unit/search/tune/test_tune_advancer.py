@@ -111,9 +111,8 @@ def test_a_process_beside_the_driver_that_has_died_for_good_ends_the_search_and_
     async def lost(*_: object) -> None:
         raise ActorDiedError
 
-    for actor, verb in (
-        *(("_snapshot_store", "read_snapshot"), ("_snapshot_store", "write_snapshot"), ("_directory", "host_for")),
-    ):
+    verbs = {"read_snapshot": "_snapshot_store", "write_snapshot": "_snapshot_store", "host_for": "_directory"}
+    for verb, actor in verbs.items():
         advancer = Advancer()
         setattr(getattr(advancer, actor), verb, SimpleNamespace(remote=lost))
         result = advancer.now()

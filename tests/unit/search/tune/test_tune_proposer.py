@@ -7,24 +7,17 @@ from typing import Any, cast
 
 import optuna
 import pytest
-from optuna.distributions import CategoricalDistribution, FloatDistribution
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import FrozenTrial
+from support.reports import measured
 
-from loraxs_search.log.events import TrialStarted
+from loraxs_search.log.events import TrialEnded, TrialReported, TrialStarted
 from loraxs_search.methods.lora_xs import LoraXS
 from loraxs_search.records.search import SearchPlan
+from loraxs_search.records.trial import TrialState
 from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.search.tune.proposer import Proposer
 from loraxs_search.search_space.load import load_space
 from loraxs_search.search_space.space import Space
-
-DISTRIBUTIONS = {
-    "rank": CategoricalDistribution((4, 8, 16)),
-    "scale": CategoricalDistribution((0.5, 1.0, 2.0)),
-    "target_modules": CategoricalDistribution(("attention", "ffn", "all-linear")),
-    "learning_rate": FloatDistribution(3e-3, 3e-2, log=True),
-    "head_learning_rate": FloatDistribution(3e-3, 2e-2, log=True),
-}
 
 
 @pytest.fixture(scope="module")
@@ -32,17 +25,16 @@ def space():
     return load_space("movie_reviews")
 
 
-def _history(num_trials: int) -> StudyTrials:
-    """Return ended trials; the score of each is its place between the bounds of the learning rate."""
-    history = StudyTrials(load_space("movie_reviews").task, SearchPlan())
+def _history(space: Space, num_trials: int) -> StudyTrials:
+    """Return what a driver knows after so many trials."""
+    history = StudyTrials(space.task, SearchPlan())
+    proposer = Proposer(history, space)
     for number in range(num_trials):
-        value = number * 37 % 101 / 101
-        params = {"rank": 8, "scale": 1.0, "target_modules": "ffn", "head_learning_rate": 0.01}
-        params |= {"learning_rate": 3e-3 + 2.7e-2 * value}
-        scored: Any = {"value": value, "intermediate_values": {160: value}}
-        trial = create_trial(state=TrialState.COMPLETE, params=params, distributions=DISTRIBUTIONS, **scored)
-        trial.number = number
-        history.trials.append(trial)
+        name = f"{number:05d}"
+        params, proposal = proposer.propose(number)
+        history.apply(TrialStarted(at=1.0, trial_id=name, params=params, proposal=proposal))
+        history.apply(TrialReported(at=1.0, report=measured(name, 160, {"accuracy": number * 37 % 101 / 101})))
+        history.apply(TrialEnded(at=1.0, trial_id=name, state=TrialState.COMPLETE, reason=""))
     return history
 
 
@@ -50,8 +42,9 @@ def test_a_short_history_proposes_what_optuna_itself_would(space):
     with pytest.warns(optuna.exceptions.ExperimentalWarning):
         itself = optuna.samplers.TPESampler(multivariate=True, group=True, constant_liar=True, seed=5)
     study = optuna.create_study(direction="maximize", sampler=itself)
-    study.add_trials(_history(60).trials)
-    assert Proposer(_history(60), space).propose(5)[0] == space.suggest(study.ask())
+    history = _history(space, 60)
+    study.add_trials(history.trials)
+    assert Proposer(history, space).propose(5)[0] == space.suggest(study.ask())
 
 
 def test_a_proposal_has_a_number_that_no_trial_has_that_is_shown(space):
@@ -63,7 +56,7 @@ def test_a_proposal_has_a_number_that_no_trial_has_that_is_shown(space):
             seen.append((trial.number, [own.number for own in study.get_trials(deepcopy=False)]))
             return super().sample_independent(study, trial, *given)
 
-    proposer = Proposer(_history(3), space)
+    proposer = Proposer(_history(space, 3), space)
     proposer._sampler = cast("Any", SimpleNamespace(name="recording", optuna_sampler=lambda *_: Recording()))
     proposer.propose(5)
     assert seen[0] == (3, [0, 1, 2, 3])

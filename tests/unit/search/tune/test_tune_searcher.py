@@ -5,7 +5,6 @@ Each trial that people ask for is proposed once, whatever is killed when, and ot
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -209,23 +208,9 @@ def test_trials_that_have_not_reported_by_the_end_of_the_time_budget_end_at_thei
 
 
 # ---- what goes wrong -------------------------------------------------------------------------------------------------
-_NUMBERS = itertools.count()
-
-
 @pytest.fixture
-def make_searcher(drive):
-    """Make the searcher of a study with these values of its plan."""
-
-    def made(stop: Callable[[], bool] = bool, **changes: Any) -> StudySearcher:
-        plan = {"trials": 20, "max_steps": 160, "scheduler": "none", **changes}
-        return drive(launched(f"s{next(_NUMBERS)}", **plan), stop).searcher
-
-    return made
-
-
-@pytest.fixture
-def searcher(make_searcher):
-    return make_searcher()
+def searcher(drive):
+    return drive(launched(trials=20, max_steps=160, scheduler="none")).searcher
 
 
 @pytest.fixture
@@ -241,14 +226,14 @@ def states(searcher: StudySearcher) -> list[TrialState]:
     return [record.state for record in searcher._log.records.values()]
 
 
-def test_a_disk_that_a_trial_met_ends_the_search_and_no_trial(started, make_searcher):
+def test_a_disk_that_a_trial_met_ends_the_search_and_no_trial(started, drive):
     started.on_trial_complete("x", {STEP: 0, FATAL: ["On node 10.0.0.2: No space left.", "free some space"]})
     assert isinstance(started.fatal_error, LoraxsError)
     assert started.fatal_error.hint == "free some space"
     started.on_trial_complete("y", {STEP: 40, FAILED: "something"})
     assert states(started) == [TrialState.RUNNING] * 2, "what comes after is not recorded: it is done again"
     assert started.suggest("z") == Searcher.FINISHED, "Tune asks no more"
-    assert make_searcher(lambda: True).suggest("z") == Searcher.FINISHED, "nor of a search that is stopped"
+    assert drive(launched("stopped"), lambda: True).begin() == Searcher.FINISHED, "nor of a search that is stopped"
 
 
 def test_what_a_loop_has_left_without_an_end_is_proposed_by_the_next(started):
@@ -298,13 +283,13 @@ def test_a_trial_that_fails_is_recorded_with_its_reason(started):
     assert started.fatal_error is None
 
 
-def test_every_seed_that_a_space_may_have_proposes_and_a_small_one_what_it_always_has(make_searcher):
+def test_every_seed_that_a_space_may_have_proposes_and_a_small_one_what_it_always_has(drive):
     """TPE takes 32 bits."""
-    assert isinstance(make_searcher(seed=2**32 - 1).suggest("x"), dict)
-    searcher = make_searcher(seed=3)
-    searcher.suggest("x")
+    assert drive(launched(seed=2**32 - 1)).begin() == "00000"
+    small = launched("small", seed=3)
+    drive(small).begin()
     params, _ = Proposer(StudyTrials(TASK, PLAN), SPACE).propose(3_000_009)
-    assert searcher._log.records["00000"].params == params
+    assert small.journal().records["00000"].params == params
 
 
 def test_trials_that_nearly_all_fail_for_one_reason_end_the_search(searcher):
