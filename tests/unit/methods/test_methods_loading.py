@@ -17,16 +17,17 @@ from loraxs_search.base_model.tokenizer import with_setup
 from loraxs_search.errors import BaseModelError, IntegrityError
 from loraxs_search.factors.store import FactorStore, write_factors
 from loraxs_search.home import factor_path
-from loraxs_search.methods import verification
 from loraxs_search.methods.loading import (
     _cast_body,
     compare_reference_logits,
     load_adapter_folder,
     make_reference_logits,
+    reference_logits,
+    tolerance,
     verified_manifest,
 )
 from loraxs_search.methods.loraxs import LoraXSConfig, use_factor_store
-from loraxs_search.methods.loraxs.model import body_fingerprint
+from loraxs_search.methods.loraxs.model import body_fingerprint, check_body
 from loraxs_search.records.adapter import ReferenceLogits
 from loraxs_search.records.task import BaseModelRef
 from loraxs_search.registry.factor_sets import install_factors
@@ -35,8 +36,8 @@ from .conftest import TARGETS
 
 
 def check_reference_logits(model, reference):
-    logits = verification.reference_logits(model, reference.input_ids)
-    compare_reference_logits(logits, reference, verification.tolerance(model))
+    logits = reference_logits(model, reference.input_ids)
+    compare_reference_logits(logits, reference, tolerance(model))
 
 
 @pytest.fixture
@@ -290,9 +291,9 @@ def test_precision_counts_as_little_as_its_rounding(saved, family, make_base):
     assert body_fingerprint(base.bfloat16()) == body_fingerprint(base.float())
     assert body_fingerprint(make_base(family).bfloat16()) == pytest.approx(body_fingerprint(make_base(family)))
     expected = LoraXSConfig.from_pretrained(saved).body_fingerprint
-    verification.check_body(expected, make_base(family).half())
+    check_body(expected, make_base(family).half())
     with pytest.raises(BaseModelError, match="body must have"):
-        verification.check_body(expected, make_base(family, seed=1).half())
+        check_body(expected, make_base(family, seed=1).half())
 
 
 def test_every_column_of_a_large_weight_is_read_and_an_empty_one_is_no_trouble():
