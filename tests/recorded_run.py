@@ -163,9 +163,11 @@ def texts_of(kind: str) -> list[str]:
 
 def digests(path: Path) -> dict[str, str]:
     """Return the digest of each tensor of a file, and not of its header, which may say who wrote it."""
-    from safetensors.numpy import load_file
+    import torch
+    from safetensors.torch import load_file
 
-    return {f"sha256 of {name}": hashlib.sha256(array.tobytes()).hexdigest() for name, array in load_file(path).items()}
+    held = {name: tensor.reshape(-1).view(torch.uint8) for name, tensor in load_file(path).items()}  # bfloat16 too
+    return {f"sha256 of {name}": hashlib.sha256(own.numpy().tobytes()).hexdigest() for name, own in held.items()}
 
 
 def flat(value: Any, place: str = "") -> dict[str, Any]:

@@ -152,6 +152,7 @@ class PeftMethod(Method):
         """
         from peft.tuners.tuners_utils import BaseTunerLayer
         from peft.utils import get_peft_model_state_dict
+        from transformers.pytorch_utils import Conv1D
 
         config, base = model.active_peft_config, cast("PreTrainedModel", model.get_base_model())
         saved, idle = tuple(config.modules_to_save or ()), tuple(getattr(config, "pass_through", ()))
@@ -167,7 +168,7 @@ class PeftMethod(Method):
             others=others,
             saved=(*saved, *idle),
             task_type=config.task_type,
-            fan_in_fan_out=any(getattr(layer, "fan_in_fan_out", False) for layer in layers),
+            fan_in_fan_out=any(isinstance(layer.get_base_layer(), Conv1D) for layer in layers),
         )
 
     @staticmethod

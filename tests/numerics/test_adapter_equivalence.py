@@ -112,7 +112,7 @@ def test_merged_is_unmerged(family):
 
 
 # ---- saved = loaded --------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("family", families(FAMILIES))
+@pytest.mark.parametrize("family", ["gpt2", *families(name for name in FAMILIES if name != "gpt2")])  # gpt2: Conv1D
 def test_saved_is_loaded_and_the_same_as_plain_lora(family, tmp_path):
     model = adapt(make_base(family), scale=0.5, r=3)
     expected = logits(model)

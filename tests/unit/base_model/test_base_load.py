@@ -245,9 +245,10 @@ def test_all_seven_linears_of_each_layer_can_be_adapted(decoder):
     for layer in (0, 1):
         assert {name.rpartition(".")[2] for name in names if f".layers.{layer}." in name} == SEVEN
     assert len(names) == 14
-    loaded = dict(load_model(decoder, LANGUAGE_MODEL).named_modules())
-    assert all(isinstance(loaded[name], torch.nn.Linear) for name in names)
-    assert load_tokenizer(decoder).model_max_length == SMOLLM.max_position_embeddings, "without a limit of its own"
+    model = load_model(decoder, LANGUAGE_MODEL)
+    assert all(isinstance(model.get_submodule(name), torch.nn.Linear) for name in names)
+    limit = model.config.max_position_embeddings
+    assert load_tokenizer(decoder).model_max_length == limit, "without a limit of its own"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
