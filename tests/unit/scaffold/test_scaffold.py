@@ -18,7 +18,6 @@ from support.rows import csv_of, texts
 from support.spaces import QUICKSTART
 
 from loraxs_search.errors import LoraxsError, TaskDataError, UsageError
-from loraxs_search.home import SHIPPED
 from loraxs_search.scaffold.draft import DraftedSpace, draft_space
 from loraxs_search.scaffold.roles import Choices, UndecidedError
 from loraxs_search.tasks.prepared import load_data
@@ -316,14 +315,6 @@ def test_another_separator_needs_no_copy(drafted):
 
 
 # ---- comments and steps ----------------------------------------------------------------------------------------------
-def test_comments_say_what_holds_for_the_kind_and_where_numbers_are_from(drafted, in_warm_home):
-    rows = [{"text": t, "answer": ("so so", "well")[i > 0]} for i, t in enumerate(texts(60))]
-    lines = drafted("rows.jsonl", rows, kind="text-generation", base=QUICKSTART["id"]).text.splitlines()
-    comments = {line.partition(":")[0].strip(): line.partition("  # ")[2] for line in lines if "  # " in line}
-    assert comments["metrics"] == "candidates go by the first one, running trials by the loss"
-    assert comments["max_steps"] == "batches: about 4 passes over the training rows"  # 24 steps of 8, of 48 rows
-    assert comments["generation"] == "the longest answer has 2"
-    assert f"# yaml-language-server: $schema={SHIPPED / 'space.schema.json'}" in lines
 
 
 def test_steps_fit_the_rows(drafted):
