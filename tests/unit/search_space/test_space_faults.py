@@ -24,6 +24,7 @@ data_files | hub_id: x | task.data.hub_id | must be one of: hub
 columns: {text: sentence} | task.columns.label | is required
 labels: [no, "yes"] | task.labels[0] | got false (so YAML reads an unquoted no); quote it
 labels: [a, a] | task.labels | must name each once, without a second 'a'
+labels: [only] | task.labels | at least two labels
 metrics: [accurcy, f1] | task.metrics[0] | did you mean accuracy? It must fit sequence-classification
 base_model: {id: a, revison: b} | base_model.revison | did you mean revision? It must be one of: revision
 base_model: {id: a, sha256: ABC} | base_model.sha256 | must be 64 hexadecimal digits

@@ -12,7 +12,6 @@ import torch
 from pyarrow import parquet
 from support.bases import byte_tokenizer
 from support.rows import TAGS as LABELS
-from support.text_tasks import broken_laws
 from tokenizers import processors
 from torch.nn import functional
 
@@ -125,15 +124,6 @@ def test_losses_answers_and_metrics(make_task, numbers):
     assert classes.asked_as(replace(classes.task, max_length=999)).max_length == 999
 
 
-def test_declarations_that_contradict_themselves(make_task):
-    for change, words in [
-        ({"labels": ("only",)}, "at least two labels"),
-        ({"labels": ("a", "a")}, "must differ"),
-        ({"kind": "regression", "metrics": ("mse",)}, "`labels` must be left out for kind: regression"),
-    ]:
-        assert words in broken_laws(make_task(**change))
-
-
 def test_numbers_that_a_head_hardly_learns_are_warned_of(numbers):
     for labels, has_bias, said in [
         ([3.5, 3.5, 3.5], True, "3.5"),
@@ -237,14 +227,10 @@ def test_the_first_token_of_each_word_is_learnt(make, tokenizer):
     assert encoded.targets.row(0).tolist() == [len(LABELS) - 1 - i for i in turned.row(0)], "labels are in the key"
 
 
-def outputs_of(said):
-    return PassOutputs(torch.nn.functional.one_hot(torch.tensor(said), len(LABELS)).float())
-
-
 def answered(asking, data, source, said):
-    request = next(asking)
+    request, outputs = next(asking), functional.one_hot(torch.tensor(said), len(LABELS)).float()
     with pytest.raises(StopIteration) as done:
-        asking.send(request.reduce(outputs_of(said), data.collate(source, request.rows)))
+        asking.send(request.reduce(PassOutputs(outputs), data.collate(source, request.rows)))
     return done.value.value
 
 
