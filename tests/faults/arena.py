@@ -19,7 +19,7 @@ import pytest
 from support.boxes import Box, Boxes, boxes, no_boxes
 from support.servers import BUCKET, no_postgres
 
-from faults import disks, nodes, stores
+from faults import nodes, stores
 from faults.history import History, Op
 from faults.world import World, kill_tree, outputs
 from loraxs_search.errors import StorageError
@@ -52,7 +52,7 @@ class Arena:
     boxes: Boxes
     cluster: nodes.Cluster
     store: stores.TeamStore
-    disk: disks.Disk
+    disk: stores.Disk
     elsewhere: Path
     history: History = field(default_factory=History)
     _drivers: dict[str, list[subprocess.Popen[str]]] = field(default_factory=dict)
@@ -212,7 +212,7 @@ def arena() -> Iterator[Arena]:
     folder = Path(tempfile.mkdtemp(prefix="lx-"))
     with contextlib.ExitStack() as closing:
         closing.callback(shutil.rmtree, folder)
-        disk = closing.enter_context(disks.disk(folder / "d", _DISK_MB))
+        disk = closing.enter_context(stores.disk(folder / "d", _DISK_MB))
         home = disk.path / "home"
         home.mkdir()
         patch = closing.enter_context(pytest.MonkeyPatch.context())
@@ -238,4 +238,4 @@ def arena() -> Iterator[Arena]:
 
 def missing_means(folder: Path) -> str | None:
     """Say why there can be no arena here; None when there can."""
-    return no_boxes() or disks.no_mounts(folder) or no_postgres()
+    return no_boxes() or stores.no_mounts(folder) or no_postgres()

@@ -11,27 +11,197 @@ its seed. When a fault strikes is the same in each run, what it interrupts is no
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
+import operator
 import os
+import random
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from faults.arena import REPORTS, STUDIES, Arena, arena, missing_means
+from faults.arena import REPORTS, SEARCH_S, STORED, STUDIES, Arena, arena, missing_means
 from faults.history import broken_log, is_continued, violations
-from faults.kinds import KINDS, Fault, plan
-from faults.world import signal_all
+from faults.world import signal_all, titled, tree
+from loraxs_search.studies.lease import LEASE_S
 
 SETTLE_S = 420.0  # until everything has to have ended after the last fault
 _PAUSE_S = 0.3
+
+FAULTS_FOR_S = 100.0  # of an episode
+_EVERY_S = 4.0  # a fault, on average
+
+# ---- kinds of faults: how each is made and unmade --------------------------------------------------------------------
+Strike = Callable[[Arena, int], contextlib.AbstractContextManager[bool]]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault of an episode.
+
+    Args:
+        at: Seconds from the beginning.
+        victim: Which of the things that it can hit; a number that is taken modulo how many there are.
+    """
+
+    kind: str
+    at: float
+    lasts: float
+    victim: int
+
+
+@dataclass(frozen=True)
+class FaultKind:
+    """How a fault is made.
+
+    Args:
+        strike: Makes it, and unmakes it when its context ends; yields whether there was anything to hit.
+        target: Two faults at one target do not overlap: the second waits.
+        hides_registry: Whether readers may have to answer from what they know.
+    """
+
+    strike: Strike
+    target: str
+    hides_registry: bool = False
+
+
+def _under(process: subprocess.Popen[bytes] | None) -> list[psutil.Process]:
+    return tree(process.pid) if process else []
+
+
+def _driver(place: Arena, victim: int) -> list[psutil.Process]:
+    return place.driver(STUDIES[victim % 2])
+
+
+def _worker(place: Arena, victim: int) -> list[psutil.Process]:
+    return _under(place.worker(victim).process)
+
+
+def _titled(title: str) -> Callable[[Arena, int], list[psutil.Process]]:
+    return lambda place, victim: titled(_worker(place, victim), title)
+
+
+def _server(name: str) -> Callable[[Arena, int], list[psutil.Process]]:
+    return lambda place, _: _under(getattr(place.store, name).process)
+
+
+def _signalled(
+    number: signal.Signals, find: Callable[[Arena, int], list[psutil.Process]], then: signal.Signals | None = None
+) -> Strike:
+    @contextlib.contextmanager
+    def strike(place: Arena, victim: int) -> Iterator[bool]:
+        signal_all(found := find(place, victim), number)
+        yield bool(found)
+        if then is not None:
+            signal_all(found, then)
+
+    return strike
+
+
+_killed = functools.partial(_signalled, signal.SIGKILL)
+_frozen = functools.partial(_signalled, signal.SIGSTOP, then=signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def _second_driver(place: Arena, victim: int) -> Iterator[bool]:
+    """Resume a study that is being searched, as somebody does who does not know."""
+    is_searched = bool(_driver(place, victim))
+    place.drive(STUDIES[victim % 2], SEARCH_S)
+    yield is_searched
+
+
+@contextlib.contextmanager
+def _driver_elsewhere(place: Arena, _: int) -> Iterator[bool]:
+    """Have somebody on another machine go on with a study that may be searched here."""
+    is_searched = bool(place.driver(STORED))
+    place.drive_elsewhere()
+    yield is_searched
+
+
+@contextlib.contextmanager
+def _driver_overtaken(place: Arena, _: int) -> Iterator[bool]:
+    """Freeze a driver until another machine's has had time to take its study over, and let it go on beside that."""
+    other = threading.Thread(target=place.drive_elsewhere)
+    with _frozen(lambda place, _: place.driver(STORED))(place, 0) as is_hit:
+        other.start()
+        other.join(2 * LEASE_S)
+        yield is_hit
+    other.join()
+
+
+def _made(make: Callable[[Arena, int], object], unmake: Callable[[Arena, int], object]) -> Strike:
+    @contextlib.contextmanager
+    def strike(place: Arena, victim: int) -> Iterator[bool]:
+        make(place, victim)
+        yield True
+        unmake(place, victim)
+
+    return strike
+
+
+def _server_killed(name: str) -> Strike:
+    number = signal.SIGQUIT if name == "database" else signal.SIGKILL  # PostgreSQL ends at once by SIGQUIT
+    server = operator.attrgetter(f"store.{name}")
+    return _made(lambda place, _: server(place).kill(number), lambda place, _: server(place).start())
+
+
+KINDS = {
+    "driver killed": FaultKind(_killed(_driver), "driver {}"),
+    "driver frozen": FaultKind(_frozen(_driver), "driver {}"),
+    "second driver": FaultKind(_second_driver, "driver {}"),
+    "driver elsewhere": FaultKind(_driver_elsewhere, "elsewhere"),
+    "driver overtaken": FaultKind(_driver_overtaken, "elsewhere"),
+    "host process killed": FaultKind(_killed(_titled("HostActor")), "worker {}"),
+    "trial process killed": FaultKind(_killed(_titled("TrialAdvancer")), "worker {}"),
+    "worker's power cut": FaultKind(_made(lambda place, it: place.box(it).power_cut(), Arena.reboot), "worker {}"),
+    "worker frozen": FaultKind(_frozen(_worker), "worker {}"),
+    # The kernel says that the memory is full: Ray's monitor ends what runs there, again and again.
+    "worker's memory full": FaultKind(
+        _made(
+            lambda place, it: place.box(it).say_memory(left=False),
+            lambda place, it: place.box(it).say_memory(left=True),
+        ),
+        "worker {}",
+    ),
+    "worker's cable cut": FaultKind(
+        _made(lambda place, it: place.box(it).cut(), lambda place, it: place.box(it).join()), "worker {}"
+    ),
+    "MLflow killed": FaultKind(_server_killed("mlflow"), "store", hides_registry=True),
+    "MLflow frozen": FaultKind(_frozen(_server("mlflow")), "store", hides_registry=True),
+    "PostgreSQL killed": FaultKind(_server_killed("database"), "store", hides_registry=True),
+    "S3 killed": FaultKind(_server_killed("s3"), "store", hides_registry=True),
+    "S3 frozen": FaultKind(_frozen(_server("s3")), "store", hides_registry=True),
+    "disk full": FaultKind(
+        _made(lambda place, _: place.disk.fill(), lambda place, _: place.disk.free()), "disk", hides_registry=True
+    ),
+}
+
+
+def plan(seed: int) -> tuple[Fault, ...]:
+    """Return the faults of an episode, by time."""
+    rng, found, free_at = random.Random(seed), list[Fault](), dict[str, float]()
+    at = rng.uniform(1.0, _EVERY_S)
+    while at < FAULTS_FOR_S:
+        kind, victim, lasts = rng.choice(list(KINDS)), rng.randrange(2), rng.uniform(1.0, 15.0)
+        target = KINDS[kind].target.format(victim)
+        if free_at.get(target, 0.0) <= at:
+            found.append(Fault(kind, round(at, 2), round(lasts, 2), victim))
+            free_at[target] = at + lasts + 5.0
+        at += rng.expovariate(1 / _EVERY_S)
+    return tuple(found)
 
 
 # ---- an episode ------------------------------------------------------------------------------------------------------
@@ -153,7 +323,7 @@ def main() -> int:
             history.write(arguments.history / f"{seed}.jsonl")
         hits = Counter(op.value["fault"] for op in history.done("fault") if op.value["is_hit"])
         print(f"seed {seed}: {hits.total()} of {len(faults)} faults hit, {len(found)} rules broken", flush=True)
-        for line in (f"{dict(hits)}", f"{history.counts()}", *found):
+        for line in (f"{dict(hits)}", *found):
             print(f"  {line}", flush=True)
         broken += [seed] if found else []
         seed += 1

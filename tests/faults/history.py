@@ -55,10 +55,6 @@ class History:
         """Return the operations of a kind that gave a value."""
         return [op for op in self.ops if op.kind == kind and not op.error]
 
-    def counts(self) -> dict[str, int]:
-        """Count operations: by kind, those without a value as `KIND failed`."""
-        return dict(Counter(f"{op.kind} failed" if op.error else op.kind for op in self.ops))
-
     def write(self, path: Path) -> None:
         """Write one line an operation."""
         path.parent.mkdir(parents=True, exist_ok=True)

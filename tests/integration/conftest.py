@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from faults.records import Records, losses, read_records
+from faults.world import Records, losses, read_records
 
 if TYPE_CHECKING:
     from loraxs_search.search.driver.result import SearchResult

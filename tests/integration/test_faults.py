@@ -9,11 +9,12 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from faults import chaos, disks, nodes
+from faults import chaos, nodes, stores
 from faults.arena import missing_means
 from faults.history import History, Op, violations
-from faults.world import World, reasons
+from faults.world import World
 
+from loraxs_search.records.trial import TrialState
 from loraxs_search.studies.folder import StudyFolder
 
 pytestmark = [
@@ -25,13 +26,13 @@ pytestmark = [
 @pytest.mark.timeout(400)
 def test_a_worker_whose_disk_is_full_ends_the_search_and_with_room_again_it_goes_on(tiny_base, monkeypatch):
     folder = Path(tempfile.mkdtemp(prefix="lx-"))  # a short path, since Ray's sockets below have long names
-    if reason := disks.no_mounts(folder):
+    if reason := stores.no_mounts(folder):
         pytest.skip(reason)
     (home := folder / "home").mkdir()
     monkeypatch.setenv("LORAXS_HOME", str(home))
     world, two = World(folder, home, base=str(tiny_base)), [nodes.Node(), nodes.Node()]
     with (
-        disks.disk(folder / "small", 400) as disk,
+        stores.disk(folder / "small", 400) as disk,
         nodes.ray_cluster(two, {1: disk.path / "home"}) as cluster,
     ):
         world.env |= cluster.env
@@ -41,7 +42,8 @@ def test_a_worker_whose_disk_is_full_ends_the_search_and_with_room_again_it_goes
         assert (code, "No space left" in talk or "is full" in talk) == (1, True), talk
         disk.free()
         world.finish(world.start("resume", *options) if StudyFolder.exists("full") else world.launch(*options))
-    failed = [reason for state, reason in reasons("full") if state == "FAIL"]
+    trials = StudyFolder.open("full").journal().records.values()
+    failed = [trial.reason for trial in trials if trial.state is TrialState.FAIL]
     assert (failed, world.losses()) == ([], []), "no trial is blamed"
     shutil.rmtree(folder)
 

@@ -33,10 +33,10 @@ def adapter(folder: Path, trial_id: str, content: bytes = bytes(100), **changes:
     return folder
 
 
-def rows(right: int) -> ScoredRows:
-    """Return answers to 400 test rows of two labels, of which the first `right` are right."""
-    labels = np.arange(400) % 2
-    return ScoredRows(np.where(np.arange(400) < right, labels, 1 - labels), labels)
+def rows(right: int, num_rows: int = 400) -> ScoredRows:
+    """Return answers to test rows of two labels, of which the first `right` are right."""
+    labels = np.arange(num_rows) % 2
+    return ScoredRows(np.where(np.arange(num_rows) < right, labels, 1 - labels), labels)
 
 
 def candidate(trial_id: str, accuracy: float) -> Candidate:

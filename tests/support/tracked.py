@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +34,7 @@ class Tracked:
         self.tracker = Tracker(study, folder, uri, experiment)
 
     def search_started(
-        self,
-        space_yaml: str,
-        plan: SearchPlan,
-        *,
-        params: Mapping[str, Scalar] | None = None,
-        gpus: Sequence[str] = (),
+        self, space_yaml: str, plan: SearchPlan, params: Mapping[str, Scalar] | None = None, gpus: Sequence[str] = ()
     ) -> None:
         versions = {f"version.{name}": version for name, version in with_python().items()}
         tags = versions | {"hardware.gpus": ", ".join(gpus)}
@@ -48,15 +42,11 @@ class Tracked:
         self.journal.append(DriverStarted(since=time.time(), **run))
 
     def trial_started(
-        self,
-        trial_id: str,
-        params: Mapping[str, Scalar],
-        hyperparameters: Hyperparameters | None = None,
-        lineage: str = "",
+        self, trial_id: str, params: Mapping[str, Scalar], hyperparameters: Hyperparameters | None = None
     ) -> None:
         """Tell that a trial has started, even where it has before."""
         started = TrialStarted(at=time.time(), trial_id=trial_id, params=dict(params), hyperparameters=hyperparameters)
-        self.journal.append(replace(started, lineage=lineage))
+        self.journal.append(started)
 
     def trial_reported(self, report: TrialReport) -> None:
         self._begin(report.trial_id)

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import requests
 import torch
-from faults import disks
+from faults import stores
 from huggingface_hub.errors import GatedRepoError
 from support.spaces import SMOLLM2
 from transformers.utils import logging
@@ -417,9 +417,9 @@ def test_a_file_that_cannot_be_read_is_refused_and_leaves_nothing(carried, insta
 
 
 def test_a_full_disk_is_a_home_error_and_leaves_nothing(carried, tmp_path, monkeypatch):
-    if reason := disks.no_mounts(tmp_path):
+    if reason := stores.no_mounts(tmp_path):
         pytest.skip(reason)
-    with disks.disk(tmp_path / "small", 1) as disk:
+    with stores.disk(tmp_path / "small", 1) as disk:
         (disk.path / "ballast").write_bytes(bytes(900_000))
         monkeypatch.setenv("LORAXS_HOME", str(disk.path))
         with pytest.raises(HomeError, match="No space left"):

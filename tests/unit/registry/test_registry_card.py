@@ -5,12 +5,29 @@ import re
 from dataclasses import replace
 
 import yaml
+from support.sealed import manifest_of
 from support.toy_language import choosing, writing
+from support.toys import HYPERPARAMETERS
 
+from loraxs_search.manifest import Manifest
 from loraxs_search.records.search import Baseline, Refit, SliceScore
 from loraxs_search.records.task import BaseModelRef
 from loraxs_search.records.trial import AdapterSize, PeftSettings
 from loraxs_search.registry.card import model_card
+
+from .conftest import TASK
+
+
+def manifest(**other) -> Manifest:
+    fields = {
+        "validation_metrics": {"accuracy": 0.81, "f1": 0.8},
+        "test_metrics": {"accuracy": 0.8},
+        "size": AdapterSize(r_parameters=32, head_parameters=10, stored_bytes=400),
+        "task": TASK,
+        "base_model": BaseModelRef(id="org/base", revision="abc123"),
+        "hyperparameters": HYPERPARAMETERS,
+    }
+    return manifest_of(**fields | other)
 
 
 def blocks(card: str) -> list[str]:
@@ -21,11 +38,10 @@ def blocks(card: str) -> list[str]:
     return found
 
 
-def test_the_card_says_task_scores_size_and_origin(manifest):
+def test_the_card_says_task_scores_size_and_origin():
     constant = Baseline("constant", {"accuracy": 0.55}, {"accuracy": 0.5}, answer=1)
     card = model_card(
         manifest(
-            "t7",
             lora_parameters=6400,
             base_bytes=80_000,
             refits=(Refit(1, {"accuracy": 0.79}), Refit(2, failed="diverged")),
@@ -56,38 +72,32 @@ def test_the_card_says_task_scores_size_and_origin(manifest):
     assert "It was not scored on the test rows" in model_card(manifest(test_metrics={}))
 
 
-def test_its_code_is_python(manifest, task):
+def test_its_code_is_python():
     load, peft = blocks(model_card(manifest()))
     assert 'load_adapter("movie-reviews")' in load
     assert 'labels = ["negative", "positive"]' in peft
     assert 'revision="abc123"' in peft
-    odd = replace(task, labels=('so "so"', "schön \U0001f600"))
+    odd = replace(TASK, labels=('so "so"', "schön \U0001f600"))
     labels = re.search(r"labels = (.*)", model_card(manifest(task=odd)))[1]
     assert ast.literal_eval(labels) == list(odd.labels)
-    number = model_card(manifest(task=replace(task, kind="regression", labels=())))
+    number = model_card(manifest(task=replace(TASK, kind="regression", labels=())))
     assert "num_labels=1, ignore_mismatched_sizes=True" in number
-    pair = replace(task, text="first", text_pair="second")
+    pair = replace(TASK, text="first", text_pair="second")
     assert r'the second one begins with "\n".' in model_card(manifest(task=pair))
 
 
 # ---- adapters without a head -----------------------------------------------------------------------------------------
-def test_the_card_of_one_that_writes_says_how_it_is_asked(manifest):
-    generation = {"max_new_tokens": 64, "stop": ["\nQuestion:"]}
-    task = writing(prompt="Question: {question}\nAnswer:", generation=generation)
+def test_the_card_of_one_that_writes_says_how_it_is_asked():
+    task = writing(prompt="Question: {question}\nAnswer:", generation={"max_new_tokens": 64, "stop": ["\nQuestion:"]})
     card = model_card(manifest(task=task))
     assert "```text\nQuestion: {question}\nAnswer:\n```" in card
     assert "after 64 tokens or before" in card
     assert "| stored, R alone | 400 bytes |" in card
-    assert "| head |" not in card
-    load, peft, ask = blocks(card)
+    load, _, ask = blocks(card)
     assert 'loraxs_search.predict("turned-words", ["<question>"])' in load
-    assert "AutoModelForCausalLM.from_pretrained" in peft
     assert r"prompt = 'Question: <question>\nAnswer:'" in ask
     assert "max_new_tokens=64, do_sample=False, eos_token_id=tokenizer.eos_token_id)" in ask
     assert r"stop_strings=['\nQuestion:']" in ask
-
-
-def test_messages_and_drawn_answers_are_said_as_well(manifest):
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "{question}"}]
     task = writing(generation={"max_new_tokens": 8, "stop": [], "temperature": 0.5, "top_p": 0.9, "seed": 1})
     settings = {key: value for key, value in task.settings.items() if key != "prompt"} | {"messages": messages}
@@ -101,7 +111,7 @@ def test_messages_and_drawn_answers_are_said_as_well(manifest):
 
 
 # ---- where the base is from, and other methods -----------------------------------------------------------------------
-def test_code_for_a_base_of_a_package_finds_its_weights_and_not_the_hubs(manifest):
+def test_code_for_a_base_of_a_package_finds_its_weights_and_not_the_hubs():
     made = manifest(task=writing(), base_model=BaseModelRef("org/base", package="some-model"), base_digest="d" * 64)
     peft = blocks(model_card(made))[1]
     assert f'locate(BaseModelRef("org/base", package="some-model", sha256="{"d" * 64}")).path' in peft
@@ -109,7 +119,7 @@ def test_code_for_a_base_of_a_package_finds_its_weights_and_not_the_hubs(manifes
     assert 'from_pretrained("org/base"' not in peft
 
 
-def test_the_card_of_another_method_says_what_was_learnt_and_its_own_rank(manifest):
+def test_the_card_of_another_method_says_what_was_learnt_and_its_own_rank():
     settings = PeftSettings("VERA", {"d_initial": 0.1}, {"r": "int"})
     tuned = replace(manifest().hyperparameters, method="mine", rank=0, method_params={"r": 100}, peft=settings)
     card = model_card(manifest(hyperparameters=tuned, size=AdapterSize(1_000, 66, 90_000, without_projection=5_000)))

@@ -58,10 +58,7 @@ def by_definition(metric: str, sign: float, ours: ScoredRows, theirs: ScoredRows
     return float(np.mean([gain(way) >= gain(ways[0]) - 1e-9 for way in ways]))
 
 
-@pytest.mark.parametrize(
-    ("metric", "sign"),
-    [("macro_f1", 1.0), ("spearman", 1.0), ("mse", -1.0)],
-)
+@pytest.mark.parametrize(("metric", "sign"), [("macro_f1", 1.0), ("spearman", 1.0), ("mse", -1.0)])
 def test_few_rows_give_the_exact_chance_of_the_permutation_test(metric, sign, monkeypatch):
     monkeypatch.setattr(evidence, "_CHUNK_BYTES", 8 * 7 * 40)  # many chunks, and one that is not full
     for seed in range(2):

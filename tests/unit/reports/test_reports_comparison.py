@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from optuna.distributions import CategoricalDistribution, FloatDistribution, distribution_to_json
 from support.searched_studies import IDENTITY, Tried, confirm, searched
 from support.studies import TASK
 
@@ -15,8 +17,9 @@ from loraxs_search.assets import PROBE
 from loraxs_search.errors import StudyError, UsageError
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.task import Identity
-from loraxs_search.records.trial import TrialState
+from loraxs_search.records.trial import Proposal, TrialState
 from loraxs_search.reports.comparison import compare
+from loraxs_search.reports.importances import MIN_TRIALS, Importances
 from loraxs_search.reports.leaderboard import pareto_front
 from loraxs_search.studies.folder import StudyFolder
 
@@ -30,13 +33,9 @@ LORA = [tried(0.80, 10_000, rate=1), tried(0.85, 20_000, rate=2), tried(0.60, 5_
 
 
 @pytest.fixture
-def methods(fresh_home):
+def methods():
     """A study of LoRA-XS with four trials, and one of LoRA with three."""
     return searched("xs", XS), searched("lora", LORA, space="method: lora\n")
-
-
-def groups(comparison):
-    return {group.label: group for group in comparison.groups}
 
 
 # ---- groups ----------------------------------------------------------------------------------------------------------
@@ -53,7 +52,7 @@ def test_the_first_trials_of_each_group_are_compared_as_many_as_the_smallest_has
     assert (lora.points, lora.best, lora.front, small.budget) == ((), None, (), 3), "larger ones have used the budget"
 
 
-def test_stopped_and_failed_trials_count_and_running_ones_do_not(fresh_home):
+def test_stopped_and_failed_trials_count_and_running_ones_do_not():
     stopped = Tried({}, 0.99, state=TrialState.PRUNED)
     running, failed = replace(stopped, state=TrialState.RUNNING), replace(stopped, state=TrialState.FAIL)
     searched("s", [running, stopped, failed, tried(0.5)])
@@ -61,7 +60,7 @@ def test_stopped_and_failed_trials_count_and_running_ones_do_not(fresh_home):
     assert (group.num_trials, group.steps, group.best.score, len(group.points)) == (3, 30, 0.5, 1)
 
 
-def test_trials_are_grouped_by_what_they_had(fresh_home):
+def test_trials_are_grouped_by_what_they_had():
     searched("mixed", [tried(0.5, method="lora", rank=8), tried(0.6, method="lora-xs", rank=4), tried(0.7, rank=4)])
     searched("lone", [tried(0.5, rank=8)], space="method: {choice: [lora]}\n")
     searched("other", [tried(0.5, basis="middle", head_init="probe"), tried(0.6, method="elsewhere")])
@@ -105,7 +104,7 @@ def test_groups_are_compared_by_paired_rows_or_else_by_seeds(methods, first, sec
         assert getattr(other.difference, name) == known
 
 
-def test_where_less_is_better_the_best_has_least(fresh_home):
+def test_where_less_is_better_the_best_has_least():
     task = replace(TASK, metric="f1", report_metric="loss", report_direction="minimize")
     searched("s", [tried(0.5), tried(0.4)], task=task)
     assert (compare("s").groups[0].seed_scores, compare("s").groups[0].best.score) == ((), 0.4)
@@ -128,7 +127,7 @@ def test_a_front_is_of_points_that_none_beats_and_does_not_depend_on_their_order
 
 
 # ---- what is refused, and what is said -------------------------------------------------------------------------------
-def test_studies_of_other_tasks_rows_or_bases_are_refused_with_the_values(fresh_home):
+def test_studies_of_other_tasks_rows_or_bases_are_refused_with_the_values():
     searched("one", [tried(0.5)])
     searched("rows", [tried(0.5)], identity=Identity(IDENTITY.base_digest, "other" * 8))
     searched("base", [tried(0.5)], identity=Identity("other" * 8, IDENTITY.data_fingerprint))
@@ -158,14 +157,14 @@ def test_studies_of_other_tasks_rows_or_bases_are_refused_with_the_values(fresh_
         ({"by": "rank", "against": "5"}, "`--against` must be one of: 4, but got '5'."),
     ],
 )
-def test_what_cannot_be_compared_by_is_refused(fresh_home, options, message):
+def test_what_cannot_be_compared_by_is_refused(options, message):
     searched("s", [tried(0.5, rank=4, learning_rate=number / 10) for number in range(13)])
     with pytest.raises(UsageError) as refused:
         compare("s", **options)
     assert message in refused.value.message
 
 
-def test_what_limits_a_comparison_is_said(fresh_home):
+def test_what_limits_a_comparison_is_said():
     searched("a", [tried(0.5)], finished=False)
     searched("b", [tried(0.5)], max_steps=40)
     searched("c", [], plan=SearchPlan(checkpoint="best"))
@@ -176,3 +175,40 @@ def test_what_limits_a_comparison_is_said(fresh_home):
         *("a is interrupted", "d is running", "c has no trial that ended", "1 trial of each group is few"),
         *("trials of these studies train for 20 or 40 steps", "search.checkpoint differs", "2 differences are tested"),
     ]
+
+
+METHODS = CategoricalDistribution(["lora-xs", "lora"])
+SCALE, RATE = FloatDistribution(0, 1), FloatDistribution(1e-4, 1e-2, log=True)
+OTHER_RATE = FloatDistribution(1e-5, 1e-3)
+
+
+def drawn(score, params, state=TrialState.COMPLETE):
+    """A trial whose params were drawn from these distributions."""
+    of = {"method": METHODS, "scale": SCALE, "learning_rate": RATE}
+    distributions = {name: json.loads(distribution_to_json(of.get(name, OTHER_RATE))) for name in params}
+    return Tried(params, score, state=state, proposal=Proposal(params, distributions))
+
+
+def test_what_decides_weighs_most():
+    draws = [(n / 20, {"scale": n / 20, "learning_rate": 1e-3 + (n * 7 % 20) * 1e-4}) for n in range(20)]
+    found = Importances.of(searched("s", [drawn(*draw) for draw in draws]))
+    assert list(found.values) == ["scale", "learning_rate"]
+    assert found.values["scale"] > 0.6
+    assert sum(found.values.values()) == pytest.approx(1.0)
+    assert (found.num_trials, found.quantile, found.why) == (20, 0.25, "")
+
+
+def test_a_parameter_of_some_trials_and_one_with_two_ranges_keep_their_names():
+    trials = []
+    for number in range(0, 24, 2):
+        params = {"method": "lora-xs", "learning_rate": 1e-3, "scale": number / 24}
+        trials += [drawn(number / 24, params), drawn(0.1, {"method": "lora", "learning_rate[1]": 1e-4})]
+    found = Importances.of(searched("s", trials))
+    assert set(found.values) == {"method", "scale", "learning_rate"}
+    assert next(iter(found.values)) == "scale", "among the trials that have one"
+
+
+def test_only_complete_trials_count_and_too_few_are_none():
+    few = [drawn(0.5, {"scale": 0.5})] * (MIN_TRIALS - 1)
+    found = Importances.of(searched("s", [*few, drawn(0.5, {"scale": 0.1}, TrialState.PRUNED)]))
+    assert (found.values, found.num_trials, found.why) == ({}, 9, "they need 10 complete trials")

@@ -7,7 +7,6 @@ import pytest
 from support import servers
 
 from loraxs_search.log.clock import Clock
-from loraxs_search.studies import lease, mirror
 from loraxs_search.studies.storage import Storage
 
 
@@ -28,11 +27,6 @@ class HandClock(Clock):
         self.time += seconds
         self.slept_s += seconds
         self.meanwhile()
-
-
-@pytest.fixture
-def make_clock():
-    return HandClock
 
 
 @pytest.fixture(scope="session")
@@ -88,16 +82,3 @@ def machine(tmp_path, monkeypatch):
         return home
 
     return enter
-
-
-@pytest.fixture
-def slow_threads(monkeypatch):
-    """Neither copies nor signs of life but those that a test asks for."""
-    monkeypatch.setattr(mirror, "MIRROR_EVERY_S", 10_000.0)
-    monkeypatch.setattr(lease, "HEARTBEAT_EVERY_S", 10_000.0)
-
-
-@pytest.fixture
-def quick_threads(monkeypatch):
-    monkeypatch.setattr(mirror, "MIRROR_EVERY_S", 0.02)
-    monkeypatch.setattr(lease, "HEARTBEAT_EVERY_S", 0.02)
