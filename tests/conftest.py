@@ -40,7 +40,7 @@ for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "ML
 
 SHARED = ("ray_here", "searched", "mlflow_server")  # fixtures that take long to make
 # Files of few tests that take half a minute: at the end, one core would wait for them.
-LONG_FILES = ("test_onnx", "test_stock_peft", "test_base_locate", "test_export_formats")
+LONG_FILES = ("test_exports", "test_base_locate", "test_export_formats")
 PARTS = {
     "bases": "other families of base models",
     "browser": "MLflow's UI, and all of our pages, in Chromium",

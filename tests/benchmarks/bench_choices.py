@@ -5,10 +5,10 @@
 FOLDER holds `glue/TASK/{train,validation,test}.jsonl.gz` and `movie_reviews/...`. An arm is what `launch --set` takes,
 or several of these with `+` between them. Trials of an arm differ in their seed alone. Those of arms with equal tasks
 and bases share passes, where their methods can, and others train one by one. Nothing is searched, stopped or promoted.
-Each trial is scored on validation rows after a quarter, half and all of its steps (at the end alone, where it trains by
-itself), or on test rows at the end (`--split test`); differences to the first arm are paired by seed, with the interval
-of Student's t. `--json` keeps what was measured: a second run continues it, and trains only seeds that it lacks. Scores
-are what is compared; nothing is timed. `--baselines` also prints what adapters must beat. `--quick` shows that it runs.
+Each trial is scored on validation rows after a quarter, half and all of its steps, or on test rows at the end
+(`--split test`); differences to the first arm are paired by seed, with the interval of Student's t. `--json` keeps what
+was measured: a second run continues it, and trains only seeds that it lacks. Scores are what is compared; nothing is
+timed. `--baselines` also prints what adapters must beat. `--quick` shows that it runs.
 """
 
 from __future__ import annotations
@@ -40,7 +40,6 @@ from loraxs_search.search_space.load import parse_space
 from loraxs_search.search_space.parameters import COMMON, parameter_specs
 from loraxs_search.search_space.space import Space
 from loraxs_search.tasks.baselines import measure_baselines
-from loraxs_search.tasks.prepared import PreparedTask
 from loraxs_search.trial.linear_probe import fit_linear_probe
 
 SLOTS = 24  # trials of a pack
@@ -84,11 +83,11 @@ def with_unseen_test(task: str, files: Mapping[str, str]) -> dict[str, str]:
 
     seen = {texts(row) for split, own in rows.items() if split != "test" for row in own}
     left = [row for row in rows.get("test", ()) if texts(row) not in seen]
-    if len(left) == len(rows.get("test", ())):
-        return dict(files)
-    target = home() / "benchmarks" / f"{task}-test.jsonl"
-    write_atomic(target, "".join(json.dumps(row) + "\n" for row in left))
-    return {**files, "test": str(target)}
+    if len(left) < len(rows.get("test", ())):
+        target = home() / "benchmarks" / f"{task}-test.jsonl"
+        write_atomic(target, "".join(json.dumps(row) + "\n" for row in left))
+        return {**files, "test": str(target)}
+    return dict(files)
 
 
 def make_space(task: str, data: Path, arm: str, steps: int, rows: int) -> Space:
@@ -126,38 +125,23 @@ def measure(arms: dict[str, Space], seeds: range, steps: int, split: Split) -> d
             else s
             for s in specs
         ]
-    if not space.is_packable:
-        return _one_by_one(arms, specs, data, loaded, split)
-    base = PackedModel(loaded.model, loaded.factors, loaded.modules, num_workers=executor.num_workers)
-    pack = Pack(base, max_tokens=budget, executor=executor)
-    slots, scores = [pack.join(spec, data) for spec in specs], {arm: Scores() for arm in arms}
-    for step in range(1, steps + 1):
-        if errors := pack.step(slots):
-            raise next(iter(errors.values()))
-        if step == steps or (split == "validation" and step in (steps // 4, steps // 2)):
-            found: dict[str, Any] = pack.evaluate(slots, split)
-            for arm in arms:
-                scores[arm][str(step)] = [found[f"{arm}/{n}"][space.task.metric] for n in seeds]
-    return scores
-
-
-def _one_by_one(
-    arms: dict[str, Space], specs: list[TrialSpec], data: PreparedTask, loaded: LoadedBase, split: Split
-) -> dict[str, Scores]:
-    """Train trials that cannot share passes, and score each at its end."""
-    scores = {arm: Scores() for arm in arms}
-    budget = capacity.token_budget(loaded.modules, loaded.dtype, loaded.device)
-    names = [module.name for module in loaded.modules]
-    pack = Pack(PeftBase(loaded.model, loaded.factors, names), max_tokens=budget)
-    for spec in specs:
-        slot = pack.join(spec, data)
-        while not slot.done:
-            for error in pack.step([slot]).values():
+    scores, names = {arm: Scores() for arm in arms}, [module.name for module in loaded.modules]
+    for together in [specs] if space.is_packable else [[spec] for spec in specs]:
+        if space.is_packable:
+            base = PackedModel(loaded.model, loaded.factors, loaded.modules, num_workers=executor.num_workers)
+            pack = Pack(base, max_tokens=budget, executor=executor)
+        else:
+            pack = Pack(PeftBase(loaded.model, loaded.factors, names), max_tokens=budget)
+        slots = [pack.join(spec, data) for spec in together]
+        for step in range(1, steps + 1):
+            for error in pack.step(slots).values():
                 raise error
-        found: dict[str, Any] = pack.evaluate([slot], split)
-        scores[spec.trial_id.rpartition("/")[0]].setdefault(str(slot.step), []).append(
-            found[slot.name][data.kind.task.metric]
-        )
+            if step == steps or (split == "validation" and step in (steps // 4, steps // 2)):
+                found: dict[str, Any] = pack.evaluate(slots, split)
+                for slot in slots:
+                    own = scores[slot.name.rpartition("/")[0]].setdefault(str(step), [])
+                    own.append(found[slot.name][space.task.metric])
+        pack.base.clear()
     return scores
 
 
@@ -186,14 +170,6 @@ def show(task: str, metric: str, arms: dict[str, Scores]) -> None:
                 reach = student.ppf(0.975, len(gains) - 1) * gains.std(ddof=1) / len(gains) ** 0.5
                 line += f", {gains.mean():+.3f} ({gains.mean() - reach:+.3f} to {gains.mean() + reach:+.3f})"
             print(line, flush=True)
-
-
-def show_baselines(task: str, space: Space) -> None:
-    loaded = LoadedBase(space.base_model, space.task)
-    for baseline in measure_baselines(loaded.prepared(), bare_body(loaded.model), loaded.device):
-        on = {"validation": baseline.validation_metrics, "test": baseline.test_metrics}
-        reached = ", ".join(f"{split} {own[space.task.metric]:.3f}" for split, own in on.items() if own)
-        print(f"{task}, {space.task.metric}, {baseline.name}: {reached or baseline.failed}", flush=True)
 
 
 def main() -> None:
@@ -229,9 +205,14 @@ def main() -> None:
         scores = {
             arm: {step: found[: arguments.seeds] for step, found in known[key].items()} for arm, key in keys.items()
         }
-        show(task, next(iter(spaces.values())).task.metric, scores)
+        space = next(iter(spaces.values()))
+        show(task, space.task.metric, scores)
         if arguments.baselines:
-            show_baselines(task, next(iter(spaces.values())))
+            loaded, metric = LoadedBase(space.base_model, space.task), space.task.metric
+            for baseline in measure_baselines(loaded.prepared(), bare_body(loaded.model), loaded.device):
+                on = {"validation": baseline.validation_metrics, "test": baseline.test_metrics}
+                reached = ", ".join(f"{split} {own[metric]:.3f}" for split, own in on.items() if own)
+                print(f"{task}, {metric}, {baseline.name}: {reached or baseline.failed}", flush=True)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,11 @@ arithmetic for real (unpadded) tokens, over that time, as a share of the machine
 
 adapts the last two layers only. What enters them is cached, for every row before the time is taken; `--no-prefix` adds
 a line without that. `efficiency` counts the work of all layers still.
+
+    python tests/benchmarks/bench_packing.py --bases roberta-large decoder-1b --slots 1 8 64
+
+takes bases with random weights of the size that people train on a GPU; nothing is downloaded, and rows are the
+quickstart's.
 """
 
 from __future__ import annotations
@@ -17,11 +22,13 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
+import resource
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 # As the host sets them, before torch is imported: oneDNN forgets kernels beyond this number; threads that spin while
@@ -29,13 +36,14 @@ from typing import Any
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from typing import cast
-
 import script
 import torch
+from transformers import AutoConfig, AutoModel
 
 from loraxs_search import versions
 from loraxs_search.base_model.layers import repeated_layers
+from loraxs_search.base_model.locate import locate
+from loraxs_search.base_model.tokenizer import load_tokenizer
 from loraxs_search.engine.passes import PassExecutor, workers_for
 from loraxs_search.packing.host import LoadedBase
 from loraxs_search.packing.pack import Pack, PackedModel, PeftBase, Slot
@@ -45,84 +53,68 @@ from loraxs_search.search_space.load import load_space
 
 MAX_STEPS = 100_000
 RANK, BATCH_SIZE, MAX_TOKENS, WARMUP = 16, 16, 3072, 4
+QUICKSTART = "quickstart"
+SHAPES = {  # of bases that are made: family, width, layers, heads, heads of keys and values, inner width
+    "roberta-large": ("roberta", 1024, 24, 16, 16, 4096),
+    "decoder-1b": ("llama", 2048, 16, 32, 8, 8192),
+    "tiny-decoder": ("llama", 32, 2, 2, 1, 64),  # only shows that it runs
+}
+Row = dict[str, Any]  # a line of the table; times are per trial, memory is what one more slot holds beside activations
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of the table. Times are per trial; memory is what one more slot holds outside activations."""
-
-    slots: int | str
-    ms_per_step: float
-    us_per_token: float
-    steps_per_s: float
-    speedup: float
-    efficiency: float
-    passes_per_round: float
-    padding: float
-    slot_kib: float
-    peak_mib: float
+def make_base(name: str, folder: Path) -> BaseModelRef:
+    """Save a base with random weights and the quickstart's tokenizer."""
+    tokenizer = load_tokenizer(locate(load_space("movie_reviews").base_model))
+    family, *sizes = SHAPES[name]
+    keys = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
+    rest = {"vocab_size": len(tokenizer), "max_position_embeddings": 514, "pad_token_id": 0, "eos_token_id": 102}
+    torch.manual_seed(0)
+    model: Any = AutoModel.from_config(AutoConfig.for_model(family, **dict(zip(keys, sizes, strict=True)), **rest))
+    model.to(torch.bfloat16 if torch.cuda.is_available() else torch.float32).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return BaseModelRef(id=str(folder))
 
 
 class Bench:
-    def __init__(self, arguments: argparse.Namespace, base: BaseModelRef | None = None) -> None:
-        self._arguments = arguments
+    """One base, and the time that its lone trial takes."""
+
+    def __init__(self, arguments: argparse.Namespace, base: BaseModelRef | None) -> None:
+        self.arguments = arguments
         space = load_space("movie_reviews")
         self.resident = LoadedBase(base or space.base_model, space.task)
-        modules = self.resident.modules
-        self._work = 4 * sum(module.in_features * module.out_features for module in modules)  # FLOP per token
+        self.names = [module.name for module in self.resident.modules]
         self.peak = gemm_peak(self.resident.dtype, self.resident.device)
         self.lone_ms = 0.0
 
     def specs(self, count: int) -> list[TrialSpec]:
-        common = Hyperparameters(
-            rank=RANK,
-            target_modules=self._target_modules(),
-            learning_rate=1e-3,
-            head_learning_rate=1e-3,
-            batch_size=BATCH_SIZE,
-            max_steps=MAX_STEPS,
-            factor_rank=64,
-        )
-        return [TrialSpec(str(i), {}, Hyperparameters(**{**vars(common), "seed": i})) for i in range(count)]
-
-    def _target_modules(self) -> tuple[str, ...]:
-        """Name the linear layers of the last K blocks, or all."""
-        names = [module.name for module in self.resident.modules]
-        stack, layers = repeated_layers(self.resident.model, names)
-        if layers is None or not self._arguments.last_k:
-            return tuple(names)
-        last = [f"{stack}.{index}." for index in range(len(layers))][-self._arguments.last_k :]
-        return tuple(name for name in names if name.startswith(tuple(last)))
+        """Return trials on the linear layers of the last K blocks, or on all."""
+        names, last = tuple(self.names), self.arguments.last_k
+        stack, layers = repeated_layers(self.resident.model, self.names)
+        if layers is not None and last:
+            blocks = tuple(f"{stack}.{index}." for index in range(len(layers))[-last:])
+            names = tuple(name for name in names if name.startswith(blocks))
+        common = {"rank": RANK, "batch_size": BATCH_SIZE, "max_steps": MAX_STEPS, "factor_rank": 64}
+        return [TrialSpec(str(i), {}, Hyperparameters(names, 1e-3, 1e-3, **common, seed=i)) for i in range(count)]
 
     def lone(self) -> Row:
         """Time one trial by itself, as its own PEFT model."""
-        pack, slot = self.unpacked()
+        resident, (spec,) = self.resident, self.specs(1)
+        pack = Pack(PeftBase(resident.model, resident.factors, self.names), max_tokens=MAX_TOKENS)
+        slot = pack.join(spec, resident.prepared())
         seconds, tokens = self._timed(lambda: pack.step([slot]), lambda: slot.num_tokens, scale=4)
         size = num_bytes(slot)
         pack.base.clear()
         self.lone_ms = statistics.median(seconds) * 1e3
         return self._row("lone", 1, seconds, tokens, (1.0, 1.0), size)
 
-    def unpacked(self) -> tuple[Pack, Slot]:
-        """Return a trial that is its own PEFT model, with its pack."""
-        resident, (spec,) = self.resident, self.specs(1)
-        names = [module.name for module in resident.modules]
-        pack = Pack(PeftBase(resident.model, resident.factors, names), max_tokens=MAX_TOKENS)
-        return pack, pack.join(spec, resident.prepared())
-
     def packed(self, num_slots: int, *, prefix: bool = True) -> Row:
         """Time rounds of `num_slots` trials; with `prefix`, layers below the lowest adapted one are skipped."""
-        resident = self.resident
-        base = PackedModel(
-            resident.model,
-            resident.factors,
-            resident.modules,
-            num_workers=workers_for(resident.device)[0],
-            cache_bytes=None if prefix else 0,
-        )
-        pack = Pack(base, max_tokens=MAX_TOKENS, executor=PassExecutor(*workers_for(resident.device)))
+        resident, workers = self.resident, workers_for(self.resident.device)
+        cached = {"num_workers": workers[0], "cache_bytes": None if prefix else 0}
+        base = PackedModel(resident.model, resident.factors, resident.modules, **cached)
+        pack = Pack(base, max_tokens=MAX_TOKENS, executor=PassExecutor(*workers))
         slots = [pack.join(spec, resident.prepared()) for spec in self.specs(num_slots)]
-        if prefix and self._arguments.last_k:
+        if prefix and self.arguments.last_k:
             pack.evaluate(slots[:1], "train")
         plans: list[tuple[int, float]] = []
 
@@ -132,11 +124,10 @@ class Bench:
                 raise SystemExit(f"trials diverged: {errors}")
 
         seconds, tokens = self._timed(round_, lambda: sum(slot.num_tokens for slot in slots))
-        size = max(map(num_bytes, slots)) + cast("PackedModel", pack.base).slot_bytes
-        pack.base.clear()
+        size = max(map(num_bytes, slots)) + base.slot_bytes
+        base.clear()
         means = (statistics.mean(p for p, _ in plans), statistics.mean(w for _, w in plans))
-        name = num_slots if prefix else f"{num_slots} (no prefix)"
-        return self._row(name, num_slots, seconds, tokens, means, size)
+        return self._row(num_slots if prefix else f"{num_slots} (no prefix)", num_slots, seconds, tokens, means, size)
 
     def _timed(
         self, step: Callable[[], object], num_tokens: Callable[[], int], scale: int = 1
@@ -147,7 +138,7 @@ class Bench:
         if self.resident.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         before, seconds = num_tokens(), []
-        for _ in range(self._arguments.rounds * scale):
+        for _ in range(self.arguments.rounds * scale):
             started = time.perf_counter()
             step()
             if self.resident.device.type == "cuda":
@@ -156,27 +147,24 @@ class Bench:
         return seconds, (num_tokens() - before) / len(seconds)
 
     def _row(
-        self,
-        name: int | str,
-        count: int,
-        seconds: list[float],
-        tokens: float,
-        shape: tuple[float, float],
-        size: int,
+        self, name: int | str, count: int, seconds: list[float], tokens: float, shape: tuple[float, float], size: int
     ) -> Row:
         middle, mean = statistics.median(seconds) / count, statistics.mean(seconds)
-        return Row(
-            slots=name,
-            ms_per_step=middle * 1e3,
-            us_per_token=mean / tokens * 1e6,
-            steps_per_s=1 / middle,
-            speedup=self.lone_ms / (middle * 1e3),
-            efficiency=self._work * tokens / mean / self.peak,
-            passes_per_round=shape[0],
-            padding=shape[1],
-            slot_kib=size / 1024,
-            peak_mib=peak_memory(self.resident.device) / 2**20,
-        )
+        work = 4 * sum(module.in_features * module.out_features for module in self.resident.modules)  # FLOP per token
+        on_device = self.resident.device.type == "cuda"
+        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return {
+            "slots": name,
+            "ms_per_step": middle * 1e3,
+            "us_per_token": mean / tokens * 1e6,
+            "steps_per_s": 1 / middle,
+            "speedup": self.lone_ms / (middle * 1e3),
+            "efficiency": work * tokens / mean / self.peak,
+            "passes_per_round": shape[0],
+            "padding": shape[1],
+            "slot_kib": size / 1024,
+            "peak_mib": (torch.cuda.max_memory_allocated() if on_device else own) / 2**20,
+        }
 
 
 def gemm_peak(dtype: torch.dtype, device: torch.device) -> float:
@@ -210,49 +198,44 @@ def num_bytes(slot: Slot) -> int:
     return sum(tensor.nbytes for tensor in [*slot.parameters, *gradients, *moments])
 
 
-def peak_memory(device: torch.device) -> int:
-    """Return the bytes at the highest so far: of the device, or of this process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def table(rows: Sequence[Any]) -> Iterator[str]:
+def table(rows: Sequence[Row]) -> Iterator[str]:
     """Yield the lines of the table."""
-    names = list(asdict(rows[0]))
-    yield "  ".join(f"{name:>16}" for name in names)
+    yield "  ".join(f"{name:>16}" for name in rows[0])
     for row in rows:
-        values = (f"{value:.3f}" if isinstance(value, float) else str(value) for value in asdict(row).values())
+        values = (f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values())
         yield "  ".join(f"{value:>16}" for value in values)
 
 
-def common_parser(doc: str | None) -> argparse.ArgumentParser:
-    """Return a parser of what every benchmark of packs can be told."""
-    parser = script.parser(doc)
-    parser.add_argument("--slots", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
-    parser.add_argument("--rounds", type=int, default=8, help="timed rounds for each number of slots")
-    parser.add_argument("--last-k", type=int, default=0, help="adapt the last K layers only; 0 adapts all")
-    return parser
+def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure one base; print its table."""
+    with tempfile.TemporaryDirectory() as folder:
+        base = None
+        if name != QUICKSTART:
+            base = make_base(name, Path(folder) / "base")
+            os.environ["LORAXS_HOME"] = folder  # its factors go with it
+        bench = Bench(arguments, base)
+        device, dtype = str(bench.resident.device), str(bench.resident.dtype).removeprefix("torch.")
+        peak = f"matrix peak {bench.peak / 1e9:.0f} GFLOP/s, load {os.getloadavg()[0]:.1f}"
+        print(f"{name} on {device}, {dtype}, {peak}")
+        rows = [bench.lone()]
+        for count, prefix in itertools.product(arguments.slots, [False, True] if arguments.no_prefix else [True]):
+            rows.append(bench.packed(count, prefix=prefix))
+            print(f"  {rows[-1]['slots']} slots: {rows[-1]['ms_per_step']:.1f} ms per trial-step", file=sys.stderr)
+    print("\n".join(table(rows)))
+    return {"device": device, "dtype": dtype, "gemm_peak": bench.peak, "load": os.getloadavg(), "rows": rows}
 
 
 def main() -> None:
-    parser = common_parser(__doc__)
+    parser = script.parser(__doc__)
+    parser.add_argument("--slots", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
+    parser.add_argument("--rounds", type=int, default=8, help="timed rounds for each number of slots")
+    parser.add_argument("--last-k", type=int, default=0, help="adapt the last K layers only; 0 adapts all")
     parser.add_argument("--no-prefix", action="store_true", help="time each number of slots without the cache as well")
+    parser.add_argument("--bases", nargs="+", default=[QUICKSTART], choices=[QUICKSTART, *SHAPES])
     arguments = parser.parse_args()
-    bench = Bench(arguments)
-    device, dtype = str(bench.resident.device), str(bench.resident.dtype).removeprefix("torch.")
-    print(f"{device}, {dtype}, matrix peak {bench.peak / 1e9:.0f} GFLOP/s, load {os.getloadavg()[0]:.1f}")
-    rows = [bench.lone()]
-    for count, prefix in itertools.product(arguments.slots, [False, True] if arguments.no_prefix else [True]):
-        rows.append(bench.packed(count, prefix=prefix))
-        print(f"  {rows[-1].slots} slots: {rows[-1].ms_per_step:.1f} ms per trial-step", file=sys.stderr)
-    print("\n".join(table(rows)))
-    found = dict(versions.installed(versions.TRAINING))
-    facts = {"device": device, "dtype": dtype, "versions": found, "gemm_peak": bench.peak, "load": os.getloadavg()}
+    found: dict[str, Any] = {name: measure(name, arguments) for name in arguments.bases}
     chosen = {k: v for k, v in vars(arguments).items() if k != "json"}
-    script.keep_numbers(arguments, {**facts, "arguments": chosen, "rows": [asdict(row) for row in rows]})
+    script.keep_numbers(arguments, {**found, "versions": dict(versions.installed(versions.TRAINING)), "of": chosen})
 
 
 if __name__ == "__main__":

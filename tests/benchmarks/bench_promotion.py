@@ -40,17 +40,8 @@ from loraxs_search.tasks.metrics import METRICS
 
 TRUTH, AGREEMENT, ROWS = 0.80, 0.83, 1000
 SEEDS, CHAIN = 2, 20
-TASK = Task(
-    name="simulated",
-    kind="sequence-classification",
-    source=DataSource(),
-    text="text",
-    label="label",
-    metric="accuracy",
-    direction="maximize",
-    metrics=("accuracy",),
-    labels=("a", "b"),
-)
+ABOUT = ("sequence-classification", DataSource(), "text", "label", "accuracy", "maximize", ("accuracy",))
+TASK = Task("simulated", *ABOUT, labels=("a", "b"))
 Numbers = npt.NDArray[np.float64]
 
 
@@ -74,13 +65,13 @@ class World:
         keeps = 1 - worse / TRUTH
         right = self.random.random((count, self.num_rows)) < self.test * keeps
         validation = (self.random.random((count, self.num_rows)) < self.validation * keeps).mean(1)
-        return [self._adapter(right[n], float(validation[n]), stored_bytes) for n in range(count)]
-
-    def _adapter(self, right: npt.NDArray[np.bool_], validation: float, stored_bytes: int) -> Scored:
-        self.made += 1
-        name, scores = f"{self.made:05d}", ({"accuracy": float(right.mean())}, {"accuracy": validation})
-        rows = ScoredRows(np.where(right, self.labels, 1 - self.labels), self.labels)
-        return Scored(Candidate(name, name, TASK.name, *scores, stored_bytes, "data", "base"), rows)
+        made = []
+        for own, score_there in zip(right, validation.tolist(), strict=True):
+            self.made += 1
+            name, scores = f"{self.made:05d}", ({"accuracy": float(own.mean())}, {"accuracy": score_there})
+            rows = ScoredRows(np.where(own, self.labels, 1 - self.labels), self.labels)
+            made.append(Scored(Candidate(name, name, TASK.name, *scores, stored_bytes, "data", "base"), rows))
+        return made
 
 
 def score(adapter: Scored) -> float:
@@ -187,37 +178,21 @@ def few_rows(num_pairs: int, seed: int) -> dict[str, dict[str, float]]:
         for num_rows in (1, 3, 5, 10, 20, 50):
             random, significant, promoted = np.random.default_rng((seed, num_rows)), 0, 0
             for _ in range(num_pairs):
-                one, other = _two_alike(metric, num_rows, random)
-                significant += (p_value(METRICS[metric], sign, one, other) or 0) <= 0.05
-                promoted += (
-                    PromotionTest(rule, task, _tested("a", metric, one)).decide(_tested("b", metric, other)).promoted
-                )
+                if metric == "mse":
+                    labels = random.normal(size=num_rows)
+                    answers = [labels + random.normal(size=num_rows) for _ in range(2)]
+                else:
+                    labels = random.integers(0, 2, num_rows)
+                    answers = [np.where(random.random(num_rows) < 0.7, labels, 1 - labels) for _ in range(2)]
+                pair = []
+                for name, own in zip("ab", answers, strict=True):
+                    scores = {metric: float(METRICS[metric].score(own, labels))}
+                    candidate = Candidate(name, name, TASK.name, scores, scores, 1000, "data", "base")
+                    pair.append(Scored(candidate, ScoredRows(own, labels)))
+                significant += (p_value(METRICS[metric], sign, *(each.rows for each in pair)) or 0) <= 0.05
+                promoted += PromotionTest(rule, task, pair[0]).decide(pair[1]).promoted
             found[f"{metric}, {num_rows} rows"] = {"p<=0.05": significant / num_pairs, "error": promoted / num_pairs}
     return found
-
-
-def _two_alike(metric: str, num_rows: int, random: np.random.Generator) -> list[ScoredRows]:
-    if metric == "mse":
-        numbers = random.normal(size=num_rows)
-        return [ScoredRows(numbers + random.normal(size=num_rows), numbers) for _ in range(2)]
-    labels = random.integers(0, 2, num_rows)
-    return [ScoredRows(np.where(random.random(num_rows) < 0.7, labels, 1 - labels), labels) for _ in range(2)]
-
-
-def _tested(name: str, metric: str, rows: ScoredRows) -> Scored:
-    scores = {metric: float(METRICS[metric].score(rows.predictions, rows.labels))}
-    return Scored(Candidate(name, name, TASK.name, scores, scores, 1000, "data", "base"), rows)
-
-
-def measure(num_searches: int, num_chains: int, seed: int) -> dict[str, Any]:
-    """Return every number, by rule and by the number of trials that are candidates."""
-    return {
-        name: {
-            **{f"{n} candidates": one_search(rule, n, num_searches, seed) for n in (1, 3, 8)},
-            "20 searches": chain(rule, 3, num_chains, seed + 1),
-        }
-        for name, rule in RULES.items()
-    }
 
 
 def main() -> None:
@@ -229,8 +204,10 @@ def main() -> None:
     arguments = parser.parse_args()
     started = time.perf_counter()
     sizes = (200, 40) if arguments.quick else (arguments.searches, arguments.chains)
-    found = measure(sizes[0], sizes[1], arguments.seed)
-    found |= {"equal adapters, few test rows": few_rows(sizes[0] // 4, arguments.seed)}
+    found: dict[str, Any] = {"equal adapters, few test rows": few_rows(sizes[0] // 4, arguments.seed)}
+    for name, rule in RULES.items():
+        found[name] = {f"{n} candidates": one_search(rule, n, sizes[0], arguments.seed) for n in (1, 3, 8)}
+        found[name]["20 searches"] = chain(rule, 3, sizes[1], arguments.seed + 1)
     for rule, rows in found.items():
         print(f"\n{rule}")
         for name, values in rows.items():

@@ -5,6 +5,11 @@
 Makes its own stores in a temporary folder: an embedded one (SQLite), a server on another, and where PostgreSQL is
 installed a server on that, started as an ordinary user and ended by its process id. The large registry is written by
 bulk inserts through SQLAlchemy into the tables that MLflow has made; what is measured goes through MLflow alone.
+
+Times are medians: of pulling what is in the cache (`cached_ms`), into an empty cache (`cold_ms`), and into an empty
+home, so that the factors of its base come too (`factors_ms`); of listing the first hundred tasks (`ls_page_ms`), and
+all (`ls_ms`). `command_s`, `command_factors_s` and `ls_command_s` are of `loraxs-search pull`, of the same into an
+empty home, and of `loraxs-search ls --limit 100`, start to end.
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import script
@@ -37,46 +42,18 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for `support`, which the s
 from support.servers import MlflowServer, postgres
 from support.toys import TASK, adapter, candidate
 
-
-@dataclass(frozen=True)
-class Row:
-    """One store, at one size; times are medians.
-
-    Args:
-        cached_ms: Pulling what is in the cache.
-        cold_ms: Pulling it into an empty cache.
-        factors_ms: Pulling it into an empty home: the factors of its base come too.
-        ls_page_ms, ls_ms: Listing the first hundred tasks, and all.
-        command_s, command_factors_s: `loraxs-search pull` of what is in the cache and into an empty home, start to end.
-        ls_command_s: `loraxs-search ls --limit 100`.
-    """
-
-    store: str
-    tasks: int
-    versions: int
-    cached_ms: float
-    cold_ms: float
-    factors_ms: float
-    ls_page_ms: float
-    ls_ms: float
-    command_s: float
-    command_factors_s: float
-    ls_command_s: float
+Row = dict[str, str | int | float]  # one store, at one size
 
 
 # ---- what is in the stores ------------------------------------------------------------------------------------------
 def promoted(uri: str, folder: Path) -> None:
     """Promote one adapter of the usual size of this package, with the factors of a base that is as large as MiniLM."""
-    adapter(folder, "t0", os.urandom(17_000), size=AdapterSize(16, 10, 17_000), factors=_factors())
-    found = replace(candidate("t0", 0.8), stored_bytes=17_000)
-    Promoter(uri, TASK.name).promote(PromotionRule(), TASK, [found], {"t0": folder}, forced=True)
-
-
-def _factors() -> dict[str, str]:
-    """Compute the factors of weights as MiniLM has them, and return the checksum of each file by its key."""
     store, draw = FactorStore(), torch.Generator().manual_seed(0)
     shapes = [(384, 384)] * 4 + [(1536, 384), (384, 1536)]
-    return dict(store.identify(torch.randn(shape, generator=draw), rank=16) for _ in range(6) for shape in shapes)
+    factors = dict(store.identify(torch.randn(shape, generator=draw), rank=16) for _ in range(6) for shape in shapes)
+    adapter(folder, "t0", os.urandom(17_000), size=AdapterSize(16, 10, 17_000), factors=factors)
+    found = replace(candidate("t0", 0.8), stored_bytes=17_000)
+    Promoter(uri, TASK.name).promote(PromotionRule(), TASK, [found], {"t0": folder}, forced=True)
 
 
 _COPIES = {
@@ -162,57 +139,41 @@ def measure(store: str, uri: str, tasks: int, versions: int, folder: Path) -> Ro
             run("pull", TASK.name)
 
     run("pull", TASK.name)
-    return Row(
-        store,
-        tasks,
-        tasks * versions,
-        cached_ms=median_ms(lambda: pull(TASK.name, uri=uri, cache=cache), 20),
-        cold_ms=median_ms(cold, 5),
-        factors_ms=median_ms(bare, 5),
-        ls_page_ms=median_ms(lambda: Registry(uri).summaries(limit=100), 5),
-        ls_ms=median_ms(lambda: Registry(uri).summaries(), 1 if tasks > 1000 else 5),
-        command_s=median_ms(lambda: run("pull", TASK.name), 5) / 1000,
-        command_factors_s=median_ms(run_bare, 5) / 1000,
-        ls_command_s=median_ms(lambda: run("ls", "--limit", "100"), 5) / 1000,
-    )
+    return {
+        "store": store,
+        "tasks": tasks,
+        "versions": tasks * versions,
+        "cached_ms": median_ms(lambda: pull(TASK.name, uri=uri, cache=cache), 20),
+        "cold_ms": median_ms(cold, 5),
+        "factors_ms": median_ms(bare, 5),
+        "ls_page_ms": median_ms(lambda: Registry(uri).summaries(limit=100), 5),
+        "ls_ms": median_ms(lambda: Registry(uri).summaries(), 1 if tasks > 1000 else 5),
+        "command_s": median_ms(lambda: run("pull", TASK.name), 5) / 1000,
+        "command_factors_s": median_ms(run_bare, 5) / 1000,
+        "ls_command_s": median_ms(lambda: run("ls", "--limit", "100"), 5) / 1000,
+    }
 
 
-def stores(folder: Path, wanted: list[str]) -> Iterator[tuple[str, str, str]]:
-    """Yield kind, address to pull from, and address of the database."""
-    for kind in wanted:
-        place = folder / kind
-        place.mkdir()
-        database = f"sqlite:///{place / 'mlflow.db'}"
-        if kind == "embedded":
-            ensure_store(database)
-            yield kind, database, database
-        elif kind == "sqlite-server":
-            yield from serving(kind, database, place)
-        else:
-            with postgres(place) as (found, _):
-                yield from serving(kind, found, place)
-
-
-def serving(kind: str, database: str, folder: Path) -> Iterator[tuple[str, str, str]]:
-    """Run an MLflow server on a database."""
-    server = MlflowServer(folder, database)
-    server.start()
-    try:
-        yield kind, server.uri, database
-    finally:
-        server.kill()
+@contextlib.contextmanager
+def open_store(kind: str, place: Path) -> Iterator[tuple[str, str]]:
+    """Make a store; yield the address to pull from, and that of its database."""
+    database = f"sqlite:///{place / 'mlflow.db'}"
+    if kind == "embedded":
+        ensure_store(database)
+        yield database, database
+        return
+    with postgres(place) if kind == "postgres-server" else contextlib.nullcontext((database, None)) as (found, _):
+        with MlflowServer(place, found) as server:
+            yield server.uri, found
 
 
 def table(rows: list[Row]) -> Iterator[str]:
     """Yield the lines of the table."""
-    names = [field.name for field in fields(Row)]
-    yield f"| {' | '.join(names)} |"
-    yield f"|---{'|--:' * (len(names) - 1)}|"
+    yield f"| {' | '.join(rows[0])} |"
+    yield f"|---{'|--:' * (len(rows[0]) - 1)}|"
     for row in rows:
-        cells = [
-            f"{value:.3g}" if isinstance(value, float) else f"{value:,}" for value in list(asdict(row).values())[1:]
-        ]
-        yield f"| {' | '.join([row.store, *cells])} |"
+        cells = [f"{v:.3g}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else v for v in row.values()]
+        yield f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
@@ -224,17 +185,19 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as name:
         os.environ["LORAXS_HOME"] = str(Path(name) / "home")
-        for kind, uri, database in stores(Path(name), options.stores):
+        for kind in options.stores:
             place = Path(name) / kind
-            promoted(uri, place / "adapter")
-            before = 0
-            for tasks in options.tasks:
-                if tasks > before:
-                    fill(database, before, tasks, options.versions)
-                before = tasks
-                rows.append(measure(kind, uri, tasks, options.versions, place))
+            place.mkdir()
+            with open_store(kind, place) as (uri, database):
+                promoted(uri, place / "adapter")
+                before = 0
+                for tasks in options.tasks:
+                    if tasks > before:
+                        fill(database, before, tasks, options.versions)
+                    before = tasks
+                    rows.append(measure(kind, uri, tasks, options.versions, place))
     print("\n".join(table(rows)))
-    script.keep_numbers(options, [asdict(row) for row in rows])
+    script.keep_numbers(options, rows)
 
 
 if __name__ == "__main__":

@@ -64,9 +64,7 @@ promotion: {{candidates: 1, seeds: 0}}
 """
 BOX = (1.0e-3, 1.0e-2)
 ALIKE = {"pooling": "class", "head_init": "random", "scheduler": "none"}
-DEFAULTS = {"pooling": "auto", "head_init": "probe", "scheduler": "asha"}
-DEFAULT_BOX = "{log_uniform: [2.0e-3, 1.6e-2]}"
-IN_BOX = f"{{log_uniform: [{BOX[0]}, {BOX[1]}]}}"
+DEFAULTS = {"pooling": "auto", "head_init": "probe", "scheduler": "asha", "rate": "{log_uniform: [2.0e-3, 1.6e-2]}"}
 STARTED = "BENCH_STARTED"  # environment variable: when the process was started, in seconds
 RATES = ("learning_rate", "head_learning_rate")
 RANK, BATCH_SIZE, MAX_LENGTH = 16, 16, 128
@@ -102,19 +100,17 @@ class Clock:
         return {name: round(spent, 1) for name, spent in seconds.items()}
 
 
-def space_for(arguments: argparse.Namespace, rate: str = IN_BOX) -> Any:
-    """Return the space that both sides search; `rate` is YAML for both learning rates."""
+def space_for(arguments: argparse.Namespace) -> Any:
+    """Return the space that both sides search."""
     from loraxs_search.search_space.load import parse_space
 
     files = {s: str(arguments.data / f"{s}.jsonl.gz") for s in ("train", "validation", "test")}
     chosen = {k: getattr(arguments, k) for k in ("trials", "steps", "pack_size")}
-    chosen |= {"report_every": arguments.steps, **ALIKE}
+    chosen |= {"report_every": arguments.steps, "rate": f"{{log_uniform: [{BOX[0]}, {BOX[1]}]}}", **ALIKE}
     if getattr(arguments, "side", None) == "defaults":
         chosen |= {"report_every": arguments.steps // 4, **DEFAULTS}
-        rate = DEFAULT_BOX
-    text = SPACE.format(
-        files=json.dumps(files), rank=RANK, batch_size=BATCH_SIZE, max_length=MAX_LENGTH, rate=rate, **chosen
-    )
+    sizes = {"rank": RANK, "batch_size": BATCH_SIZE, "max_length": MAX_LENGTH}
+    text = SPACE.format(files=json.dumps(files), **sizes, **chosen)
     return parse_space(text, source="bench.yaml", folder=arguments.data)
 
 

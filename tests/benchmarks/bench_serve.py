@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import multiprocessing
 import os
@@ -38,7 +39,6 @@ from loraxs_search.base_model.load import load_model
 from loraxs_search.base_model.locate import locate
 from loraxs_search.cli.serve import listen
 from loraxs_search.methods.loraxs import LoraXSConfig
-from loraxs_search.records.task import Task
 from loraxs_search.records.trial import Hyperparameters
 from loraxs_search.search_space.load import load_space
 from loraxs_search.serve.app import Server
@@ -74,19 +74,15 @@ class RandomModels(ServedModels):
                 found["base_model.model.classifier.weight"] = torch.randn(2, width) * 0.05
                 found["base_model.model.classifier.bias"] = torch.zeros(2)
             self.bank.add(name, config, space.task, found)
-        self._adapters = {name: _adapter(name, space.task, base.id) for name in names}
+        hyper = Hyperparameters(rank=RANK, target_modules=(), learning_rate=1e-3, head_learning_rate=1e-3)
+        manifest, kind = manifest_of(space.task, space.base_model, hyper), kind_of(space.task)
+        self._adapters = {name: ServedAdapter(name, 1, name, Path(), manifest, kind) for name in names}
 
     def find(self, name: str) -> ServedAdapter | None:
         return self._adapters.get(name)
 
     def refresh(self) -> None:
         pass
-
-
-def _adapter(name: str, task: Task, base: str) -> ServedAdapter:
-    hyper = Hyperparameters(rank=RANK, target_modules=(), learning_rate=1e-3, head_learning_rate=1e-3)
-    manifest = manifest_of(task, load_space("movie_reviews").base_model, hyper)
-    return ServedAdapter(name, 1, name, Path(), manifest, kind_of(task))
 
 
 def _front(server: Server) -> None:
@@ -156,8 +152,8 @@ class Client:
     def __init__(self, port: int) -> None:
         self._port = port
 
-    async def ask(self, path: str, body: Any) -> tuple[int, str, bytes]:
-        """Return status, digest and body of an answer."""
+    async def ask(self, path: str, body: Any) -> tuple[int, bytes]:
+        """Return status and body of an answer."""
         if not hasattr(self, "_reader"):
             self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
         content = json.dumps(body).encode()
@@ -166,38 +162,22 @@ class Client:
         lines = (await self._reader.readuntil(b"\r\n\r\n")).decode().lower().split("\r\n")
         headers = dict(line.split(": ", 1) for line in lines[1:] if ": " in line)
         answer = await self._reader.readexactly(int(headers["content-length"]))
-        return int(lines[0].split()[1]), headers.get("x-loraxs-digest", ""), answer
+        return int(lines[0].split()[1]), answer
 
 
-async def _load(
-    port: int, clients: int, seconds: float, bodies: Sequence[Any], path: str
-) -> list[tuple[float, float, int, str]]:
-    """Return when each answer came, how long it took, its status and digest."""
-    found: list[tuple[float, float, int, str]] = []
-    end = time.perf_counter() + seconds
+async def _load(port: int, clients: int, seconds: float, bodies: Sequence[Any]) -> list[tuple[float, int]]:
+    """Return how long each answer took, and its status."""
+    found, end = list[tuple[float, int]](), time.perf_counter() + seconds
 
     async def one(seed: int) -> None:
         client, draw = Client(port), random.Random(seed)
         while time.perf_counter() < end:
             started = time.perf_counter()
-            status, digest, _ = await client.ask(path, draw.choice(bodies))
-            found.append((time.perf_counter(), time.perf_counter() - started, status, digest))
+            status, _ = await client.ask("/classify", draw.choice(bodies))
+            found.append((time.perf_counter() - started, status))
 
     await asyncio.gather(*(one(seed) for seed in range(clients)))
     return found
-
-
-def _answers(port: int) -> bool:
-    try:
-        return bool(asyncio.run(Client(port).ask("/classify", {})))
-    except OSError:
-        return False
-
-
-def _bodies(count: int) -> list[Any]:
-    texts = load_data(load_space("movie_reviews").task)["test"].texts[:512]
-    draw = random.Random(0)
-    return [{"model": f"adapter-{draw.randrange(count)}", "input": text} for text in texts for _ in range(4)]
 
 
 class Serving:
@@ -211,7 +191,10 @@ class Serving:
     def __enter__(self) -> Serving:
         self._process.start()
         self.port: int = self._pipe.recv()
-        while not _answers(self.port):
+        while True:
+            with contextlib.suppress(OSError):
+                asyncio.run(Client(self.port).ask("/classify", {}))
+                break
             time.sleep(PORT_WAIT_S)
         self._cpu = psutil.Process(self._process.pid)
         return self
@@ -228,16 +211,17 @@ class Serving:
 def classifying(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure each way with each number of adapters and clients, in turn."""
     ways = [("bank", count) for count in options.adapters] + [("peft", options.peft_adapters), ("front", 1)]
-    rows = []
+    rows, texts = [], load_data(load_space("movie_reviews").task)["test"].texts[:512]
     for way, count in ways:
-        bodies = _bodies(count)
+        draw = random.Random(0)
+        bodies = [{"model": f"adapter-{draw.randrange(count)}", "input": text} for text in texts for _ in range(4)]
         with Serving(way, count, options) as server:
             for clients in options.clients:
-                asyncio.run(_load(server.port, clients, options.seconds / 4, bodies, "/classify"))
+                asyncio.run(_load(server.port, clients, options.seconds / 4, bodies))
                 before, started = server.cpu_s(), time.perf_counter()
-                found = asyncio.run(_load(server.port, clients, options.seconds, bodies, "/classify"))
+                found = asyncio.run(_load(server.port, clients, options.seconds, bodies))
                 seconds, cpu = time.perf_counter() - started, server.cpu_s() - before
-                waits = sorted(took for _, took, _, _ in found)
+                waits = sorted(took for took, _ in found)
                 row = {
                     "way": way,
                     "adapters": count,
@@ -246,7 +230,7 @@ def classifying(options: argparse.Namespace) -> list[dict[str, Any]]:
                     "p50_ms": 1e3 * statistics.median(waits),
                     "p95_ms": 1e3 * waits[int(0.95 * (len(waits) - 1))],
                     "cpu_ms": 1e3 * cpu / len(found),
-                    "failed": sum(status != 200 for _, _, status, _ in found),
+                    "failed": sum(status != 200 for _, status in found),
                 }
                 rows.append(row)
                 print(
@@ -260,10 +244,10 @@ def classifying(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 async def _written(port: int, bodies: Sequence[Any], at_once: bool) -> int:
     """Return how many tokens the answers have."""
-    answers = list[tuple[int, str, bytes]]()
+    answers = list[tuple[int, bytes]]()
     for asked in [bodies] if at_once else [[body] for body in bodies]:
         answers += await asyncio.gather(*(Client(port).ask("/v1/completions", body) for body in asked))
-    return sum(json.loads(answer)["usage"]["completion_tokens"] for _, _, answer in answers)
+    return sum(json.loads(answer)["usage"]["completion_tokens"] for _, answer in answers)
 
 
 def writing(options: argparse.Namespace) -> list[dict[str, Any]]:

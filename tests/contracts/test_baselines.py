@@ -33,12 +33,7 @@ SIZES = {"train": 60, "validation": 21, "test": 17}
 KINDS = ["sequence-classification", "regression", "text-generation"]
 NAMES = [*BASELINES.names(), SameAnswerAs.name]
 LINEAR = ("tfidf", "features")
-every_baseline = pytest.mark.parametrize("name", NAMES)
-wherever_it_fits = pytest.mark.parametrize(
-    ("data", "name"),
-    [(kind, name) for kind in KINDS for name in NAMES if kind != "text-generation" or name not in LINEAR],
-    indirect=["data"],
-)
+FITTING = [(kind, name) for kind in KINDS for name in NAMES if kind != "text-generation" or name not in LINEAR]
 
 
 @pytest.fixture(autouse=True)
@@ -92,28 +87,19 @@ def inputs(data, body):
     return data, body, torch.device("cpu")
 
 
-def made(name: str, inputs: tuple[Any, ...]) -> BaselineModel:
-    assert name in fitting_baselines(inputs[0].kind)
-    return BASELINES.get(name)(*inputs)
-
-
-@every_baseline
-def test_it_says_what_it_is(name):
-    entry = BASELINES.get(name)
-    assert entry.name == name
-    assert not name.endswith(SHOTS)  # which would be read as the untouched base
-    assert entry.title
-
-
-@wherever_it_fits
+@pytest.mark.parametrize(("data", "name"), FITTING, indirect=["data"])
 def test_its_answers_are_in_order_score_as_it_says_and_come_again(name, inputs):
     data, *_ = inputs
-    answers = dict(made(name, inputs).answers())
+    entry = BASELINES.get(name)
+    assert entry.name == name and entry.title
+    assert not name.endswith(SHOTS)  # which would be read as the untouched base
+    assert name in fitting_baselines(data.kind)
+    answers = dict(entry(*inputs).answers())
     assert tuple(answers) == SPLITS
     for split, said in answers.items():
         assert said.shape == (data.num_rows(split),)
         assert all(map(math.isfinite, data.kind.measure(said, data.labels(split)).values()))
-    found, again = (replace(made(name, inputs).measure(), seconds=0.0) for _ in range(2))
+    found, again = (replace(entry(*inputs).measure(), seconds=0.0) for _ in range(2))
     assert found == again == from_json(Baseline, to_json(found))
     assert (found.name, found.failed, found.applies) == (name, "", True)
     assert not found.is_unmeasured

@@ -42,11 +42,6 @@ def toy_format(monkeypatch):
     monkeypatch.setitem(FORMATS._entries, ToyFormat.name, ToyFormat)
 
 
-@pytest.fixture(params=["lora", "merged", "gguf", "onnx", "toy"])
-def form(request):
-    return request.param
-
-
 @pytest.fixture
 def adapter(tiny_base, in_warm_home, make_adapter, tmp_path):
     """A LoRA-XS adapter with a head."""
@@ -56,7 +51,8 @@ def adapter(tiny_base, in_warm_home, make_adapter, tmp_path):
     return folder
 
 
-def test_a_declaration_is_whole(form):
+@pytest.mark.parametrize("form", ["lora", "merged", "gguf", "onnx", "toy"])
+def test_a_declaration_is_whole_and_options_of_others_are_refused(form):
     assert form in FORMATS.names()
     entry = FORMATS.get(form)
     assert entry.name == form != NATIVE
@@ -64,6 +60,16 @@ def test_a_declaration_is_whole(form):
     assert entry.options <= {field.name for field in fields(ExportOptions)}
     assert any(entry.fits(METHODS.get(name)()) for name in METHODS.names())
     assert entry.layout >= 1
+    for name, options in {
+        "rank": ExportOptions(rank=8),
+        "dtype": ExportOptions(dtype="float32"),
+        "precision": ExportOptions(precision="int8"),
+    }.items():
+        if name in entry.options:
+            check_options(form, options)
+            continue
+        with pytest.raises(UsageError, match=f"`--{name}` must go with --format "):
+            check_options(form, options)
 
 
 def test_declarations_are_read_without_torch():
@@ -71,22 +77,9 @@ def test_declarations_are_read_without_torch():
     subprocess.run([sys.executable, "-c", f"import sys; {read}; assert 'torch' not in sys.modules"], check=True)
 
 
-def test_options_of_others_are_refused(form):
-    for name, options in {
-        "rank": ExportOptions(rank=8),
-        "dtype": ExportOptions(dtype="float32"),
-        "precision": ExportOptions(precision="int8"),
-    }.items():
-        if name in FORMATS.get(form).options:
-            check_options(form, options)
-            continue
-        with pytest.raises(UsageError, match=f"`--{name}` must go with --format "):
-            check_options(form, options)
+def test_formats_and_values_that_an_option_does_not_have_are_refused():
     with pytest.raises(UsageError, match="`--format`"):
         check_options("tflite", ExportOptions())
-
-
-def test_values_that_an_option_does_not_have_are_refused():
     values: tuple[tuple[str, str, Any], ...] = (
         *(("merged", "dtype", "bfloat16"), ("onnx", "precision", "int4"), ("toy", "rank", True)),
         *(("lora", "rank", "8"), ("lora", "rank", 0)),

@@ -1,8 +1,9 @@
-"""What every host keeps to, alone or packed; see `packing/host.py`."""
+"""What every host keeps to, alone or packed, with labels and with answers that are written; see `packing/host.py`."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from support.spaces import SPACE
+from support.toy_language import save_base, save_rows
 
 from loraxs_search.base_model.layers import linear_modules
 from loraxs_search.base_model.locate import locate
@@ -18,17 +20,17 @@ from loraxs_search.base_model.packable import Sharing
 from loraxs_search.errors import LoraxsError, StudyError, TrialCancelledError, TrialDivergedError, UsageError
 from loraxs_search.home import factor_path
 from loraxs_search.packing.host import TrialHost
-from loraxs_search.records.adapter import LargestTrial
+from loraxs_search.records.adapter import Answers, LargestTrial
 from loraxs_search.records.trial import Hyperparameters, TrialSpec
 from loraxs_search.registry.factor_sets import factors_at
+from loraxs_search.search.driver.work_items import joined
 from loraxs_search.search.hosts.host_config import HostConfig
 from loraxs_search.search_space.load import parse_space
+from loraxs_search.search_space.space import Space
 from loraxs_search.studies.snapshots import read_reports
 from loraxs_search.tasks.kinds import kind_of
 from loraxs_search.trial.snapshot import Snapshot
 
-# How a search asks for each: the size of its packs. Of "unpacked" no layer can share passes.
-HOSTS: dict[str, Any] = {"unpacked": 1, "auto": "auto", "packed": 4}
 pytestmark = pytest.mark.usefixtures("in_warm_home")  # factors stay there for the whole module
 
 
@@ -44,26 +46,24 @@ def task(space):
     return space.task
 
 
-@pytest.fixture(scope="module")
-def make(space, warm_home):
-    def host(name: str) -> TrialHost:
-        config = HostConfig(space.base_model, "float32", HOSTS[name], LargestTrial(8, (("lora-xs", {"rank": 4}),)))
-        with pytest.MonkeyPatch.context() as patch:
-            if name == "unpacked":
-                patch.setattr("loraxs_search.packing.host.probe_sharing", lambda _, names: Sharing("", names))
-            return HostConfig.make(config, space.task, torch.get_num_threads())
-
-    return host
+def made(space: Space, home: Path, pack_size: Any, *, can_share: bool = True) -> Iterator[TrialHost]:
+    """Yield a host as a search asks for it by the size of its packs."""
+    config = HostConfig(space.base_model, "float32", pack_size, LargestTrial(8, (("lora-xs", {"rank": 4}),)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORAXS_HOME", str(home))
+        if not can_share:
+            patch.setattr("loraxs_search.packing.host.probe_sharing", lambda _, names: Sharing("", names))
+        host = HostConfig.make(config, space.task, torch.get_num_threads())
+    yield host
+    host.close()
+    host.close()  # a second time does nothing
 
 
 @pytest.fixture(scope="module", params=["unpacked", "auto"])
-def host(request, make, warm_home):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LORAXS_HOME", str(warm_home))
-        made = make(request.param)
-    yield made
-    made.close()
-    made.close()  # a second time does nothing
+def host(request, space, warm_home):
+    """One on whose base no layer can share passes, and one that packs."""
+    packs = request.param == "auto"
+    yield from made(space, warm_home, "auto" if packs else 1, can_share=packs)
 
 
 @pytest.fixture
@@ -211,3 +211,91 @@ def test_it_says_what_it_has_loaded_and_a_second_task_is_served_where_trials_sha
         assert host.advance(spec, 2, None, other)[0].step == 2
     assert host.advance(spec, 2, None, replace(task, pooling="auto"))[0].step == 2
     assert host.advance(spec, 2, None, task)[0].step == 2
+
+
+# ---- answers that are written: the untouched base, and what answers carry --------------------------------------------
+WRITING = """
+task:
+  name: turned-words
+  kind: text-generation
+  data: {data_files: {train: train.jsonl, validation: validation.jsonl, test: test.jsonl}}
+  prompt: "say {words}"
+  answer: " {turned}"
+  metrics: [exact_match]
+  max_length: 16
+  validation_rows: 3
+  generation: {max_new_tokens: 3}
+base_model: ./base
+parameters: {rank: 4, learning_rate: 0.01, batch_size: 4}
+search: {max_steps: 8, report_every: 2, precision: float32}
+"""
+ROWS = range(12)
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("writing")
+    save_base(folder / "base")
+    save_rows(folder)
+    return parse_space(WRITING, source="writing.yaml", folder=folder)
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def writer(request, words, warm_home):
+    yield from made(words, warm_home, request.param)
+
+
+@pytest.fixture
+def written(writer, words):
+    """A trial of it."""
+    modules = tuple(module.name for module in writer.info(words.task).modules)
+    hyper = Hyperparameters(modules, 3e-2, 3e-2, rank=4, init_std=1e-1, batch_size=4, max_steps=8)
+    return TrialSpec("00000", {}, hyper)
+
+
+def rounded(answers: Answers) -> Answers:
+    """The answers without what may differ: the time, and the last bits of losses that share a batch with others."""
+    losses = tuple(round(loss, 3) for loss in answers.losses or ())
+    return replace(answers, seconds=0.0, loss=round(answers.loss, 2), losses=losses)
+
+
+@pytest.mark.parametrize("shots", [0, 4])
+def test_the_base_alone_is_asked_between_rounds_and_no_adapter_is_on_it(writer, words, written, shots):
+    task = words.task
+    before = writer.answer_without_adapter("validation", ROWS, shots, task)  # all rows, whatever reports score
+    assert len(before.predictions) == len(before.labels) == len(ROWS)
+    assert before.seconds > 0
+    _, state = writer.advance(written, 4, None, task)
+    assert rounded(writer.answer_without_adapter("validation", ROWS, shots, task)) == rounded(before)
+    trained, alone = writer.answer(written, state, ROWS, task), writer.answer_without_adapter("test", ROWS, shots, task)
+    assert trained.labels == alone.labels
+    assert trained.loss != pytest.approx(alone.loss, rel=1e-3)
+    assert writer.advance(written, 6, state, task)[0].step == 6
+
+
+def test_answers_carry_what_metrics_are_taken_of_and_candidates_are_scored_by_them(writer, words, written):
+    task = words.task
+    report, state = writer.advance(written, 2, None, task)
+    assert set(report.metrics) == {"loss"}, "reports write nothing"
+    whole = writer.answer(written, state, ROWS, task)
+    assert len(whole.predictions) == len(whole.ended or ()) == len(whole.losses or ()) == len(ROWS)
+    assert sum(whole.losses or ()) == pytest.approx(whole.loss)
+    assert sum(whole.counts or ()) == whole.loss_count
+    assert all(0 <= right <= count for right, count in zip(whole.correct or (), whole.counts or (), strict=True))
+    parts = [writer.answer(written, state, rows, task) for rows in (ROWS[:5], ROWS[5:])]
+    assert [value for part in parts for value in part.predictions] == list(whole.predictions)
+    losses = [value for part in parts for value in part.losses or ()]
+    assert losses == pytest.approx(list(whole.losses or ()), rel=1e-4)
+    report, _ = writer.advance(written, 2, state, task.for_candidates)
+    assert set(report.metrics) == {"exact_match", "unparsed", "unended", "loss"}
+    assert writer.confirm(written, state, task).ends == ("[END]",), "what ends their answers"
+
+
+def test_a_task_that_is_measured_by_its_tokens_alone_writes_nothing(writer, words):
+    task = replace(words.task, metric="loss", direction="minimize", metrics=("loss", "token_accuracy"))
+    task = replace(task, report_metric=None, report_direction=None)
+    answers = writer.answer_without_adapter("test", ROWS, 0, task)
+    assert (set(answers.predictions), answers.ended) == ({""}, None)
+    metrics, rows = joined([answers], task)
+    assert set(metrics) == {"loss", "token_accuracy"}
+    assert rows.losses is not None

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.bases import LLAMA, word_tokenizer
+from support.bases import LLAMA, language_model, word_tokenizer
 from support.trials import TrialBase, make_spec, train
 from support.word_pairs import WordPairs
-from transformers import AutoModelForCausalLM
 
 from loraxs_search.base_model.layers import linear_modules
 from loraxs_search.base_model.load import load_model
@@ -24,7 +23,6 @@ from loraxs_search.errors import TaskDataError, TrialDivergedError
 from loraxs_search.records.adapter import Answers
 from loraxs_search.records.codec import from_json, to_json
 from loraxs_search.records.task import BaseModel, DataSource, Task
-from loraxs_search.records.trial import TrialSpec
 from loraxs_search.registry.evidence import ScoredRows
 from loraxs_search.tasks.encoded import RowSource
 from loraxs_search.tasks.kinds import KINDS, PassOutputs, RequestGenerator, Section, TaskKind, find_metric, kind_of
@@ -32,7 +30,6 @@ from loraxs_search.tasks.prepared import PreparedTask, load_data, prepare
 from loraxs_search.trial.attach import attach
 from loraxs_search.trial.evaluate import score_rows, split_metrics
 
-CPU = torch.device("cpu")
 SIZES = {"train": 40, "validation": 13, "test": 11}
 COLUMNS = {"columns": {"text": "text", "label": "label"}}
 # A kind's own keys, and how one of its rows is made of a number.
@@ -104,20 +101,15 @@ def kind(task):
 
 
 @pytest.fixture(scope="module")
-def data(task, tokenizer, tmp_path_factory):
+def data(task, tokenizer):
     return prepare(task, tokenizer)
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory, tokenizer):
     """A language model of random weights: kinds with a head put theirs on its body."""
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(LLAMA)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.1)
     folder = tmp_path_factory.mktemp("base")
-    model.save_pretrained(folder)
+    language_model(LLAMA).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return BaseModel("tiny", str(folder), "0" * 64)
 
@@ -220,7 +212,7 @@ def test_a_rows_loss_is_its_own_and_trains_an_adapter(name, kind, model, data, b
     assert (together.shape, together.dtype) == ((len(rows),), torch.float32)
     torch.testing.assert_close(together, torch.cat([losses(kind, model, data, [row]) for row in rows]))
     torch.testing.assert_close(together[[4, 2]], losses(kind, model, data, [8, 21]))
-    attached = attach(model, spec(base, kind, "1"))
+    attached = attach(model, make_spec("1", [module.name for module in linear_modules(base, kind.model)]))
     losses(kind, attached, data, [0, 1, 2]).sum().backward()
     trained = {n: p for n, p in attached.named_parameters() if p.requires_grad}
     assert any("loraxs_R" in n for n in trained)
@@ -305,11 +297,6 @@ def test_a_question_is_answered_as_its_row_is_and_numbers_that_are_not_finite_ar
 
 
 # ---- alone and packed ------------------------------------------------------------------------------------------------
-def spec(base: BaseModel, kind: TaskKind, trial_id: str, **changes: Any) -> TrialSpec:
-    names = tuple(module.name for module in linear_modules(base, kind.model))
-    return make_spec(trial_id, names, **changes)
-
-
 @every_kind
 def test_packed_trials_are_lone_trials(name, kind, model, base, data):
     world = TrialBase()

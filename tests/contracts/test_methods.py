@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from support import bases
+from support.toy_ia3 import ToyIA3
 from torch import Tensor, nn
 from transformers import PreTrainedModel, RobertaConfig
 
@@ -67,7 +68,8 @@ each_head = pytest.mark.parametrize(("method", "base", "head"), CASES, indirect=
 
 
 @pytest.fixture(params=OWN)
-def method(request, toy_method):
+def method(request, monkeypatch):
+    monkeypatch.setitem(METHODS._entries, ToyIA3.name, ToyIA3)
     name = request.param
     return space_of(name, {key: value for own in OWN[name] for key, value in own.items()}).method(name)
 
@@ -107,27 +109,13 @@ def specs(method: Method, base: PreTrainedModel, head: str = "full", seed: int =
     for own in OWN[method.name]:
         possible = {name: (own.get(name, spec.default),) for name, spec in method.parameters.items()}
         fields = method.fields(own, possible)
-        common = {
-            "learning_rate": 1e-3,
-            "head_learning_rate": 1e-3,
-            "target_modules": names,
-            "head": head,
-            "seed": seed,
-        }
-        hyper = Hyperparameters(**common, **fields, method=method.name, peft=getattr(method, "settings", None))
+        common = {"head": head, "seed": seed, "method": method.name, "peft": getattr(method, "settings", None)}
+        hyper = Hyperparameters(names, 1e-3, 1e-3, **common, **fields)
         yield TrialSpec("0", own, hyper)
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-
-@torch.no_grad()
-def shake(model: nn.Module) -> None:
-    """Give everything that is trained another value, the same for the same model."""
-    draw = torch.Generator().manual_seed(1)
-    for parameter in trained(model).values():
-        parameter.add_(torch.randn(parameter.shape, generator=draw), alpha=0.3)
 
 
 def logits(model: nn.Module) -> Tensor:
@@ -262,8 +250,9 @@ def test_what_is_stored_is_the_model_and_its_pool_or_stock_peft_refuses_it(metho
     for number, spec in enumerate(specs(method, base, head)):
         pooling = ("class", "mean")[number % 2]
         place_pooling(base, pooling)
-        model = attach(base, spec)
-        shake(model)
+        model, draw = attach(base, spec), torch.Generator().manual_seed(1)
+        for parameter in trained(model).values():
+            parameter.data.add_(torch.randn(parameter.shape, generator=draw), alpha=0.3)
         expected, folder = logits(model), tmp_path / str(number)
         folder.mkdir()
         for name, content in method.files(model, body_fingerprint(base)).items():

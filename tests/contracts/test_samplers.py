@@ -77,9 +77,11 @@ class Study:
         self.events.append(read)
         self.trials.apply(event)
 
-    def start(self) -> tuple[str, dict[str, Scalar]]:
+    def start(self, added: dict[str, Scalar] | None = None) -> tuple[str, dict[str, Scalar]]:
+        """Have the next trial begin: one that somebody adds, or one that is proposed."""
         number = len(self.trials.trials)
-        params, proposal = self.proposer.propose(self.space.search.trial_seed(number))
+        seed = self.space.search.trial_seed(number)
+        params, proposal = self.proposer.propose(seed) if added is None else self.proposer.add(added, seed)
         self.take(TrialStarted(at=1.0, trial_id=f"{number:05d}", params=params, proposal=proposal))
         return f"{number:05d}", params
 
@@ -132,20 +134,14 @@ def test_the_same_seed_proposes_the_same_and_another_one_does_not(name):
 def test_trials_that_people_add_and_that_run_together_differ(name):
     """The first ones, of which nothing is known, and those that begin when it has learnt."""
     study = Study(space_of(CONDITIONAL, name))
-    added = list[Scalar]()
-    for number in range(3):
-        params, proposal = study.proposer.add({}, study.space.search.trial_seed(number))
-        study.take(TrialStarted(at=1.0, trial_id=f"{number:05d}", params=params, proposal=proposal))
-        added.append(params["learning_rate"])
-    assert len({*added, *(study.start()[1]["learning_rate"] for _ in range(5))}) == 8
+    begun = [study.start(added)[1] for added in (*[{}] * 3, *[None] * 5)]
+    assert len({params["learning_rate"] for params in begun}) == 8
     study = Study(study.space)
     study.run(8)
     for given in ({"rank": 3}, {"sigma": "sqrt", "init_std": 1e-4}):
-        number = len(study.trials.trials)
-        params, proposal = study.proposer.add(given, 5)
+        trial_id, params = study.start(given)
         assert params.items() >= given.items()
-        study.take(TrialStarted(at=1.0, trial_id=f"{number:05d}", params=params, proposal=proposal))
-        study.end(f"{number:05d}", params)
+        study.end(trial_id, params)
     resumed = Study(study.space, study.events)
     drawn = [study.start()[1] for _ in range(3)]
     assert len({params["learning_rate"] for params in drawn}) == 3

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import typer
 import yaml
 from support.in_process import InProcess
@@ -187,7 +186,7 @@ def test_every_well_known_task_is_named():
 
 
 # ---- benchmarks of what is not here run to their end, on what is -----------------------------------------------------
-def measured(tmp_path: Path, *arguments: str, benchmark: str = "bench_gpu") -> dict[str, Any]:
+def measured(tmp_path: Path, benchmark: str, *arguments: str) -> dict[str, Any]:
     found = tmp_path / "found.json"
     command = [sys.executable, str(SCRIPTS / f"{benchmark}.py"), *arguments, "--json", str(found)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -195,22 +194,15 @@ def measured(tmp_path: Path, *arguments: str, benchmark: str = "bench_gpu") -> d
     return json.loads(found.read_text())
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: it would be measured")
-def test_the_benchmark_of_a_gpu_says_that_there_is_none(tmp_path):
-    assert measured(tmp_path) == {"not measured": "there is no GPU"}
-
-
 @pytest.mark.long(part="search")
-def test_its_path_works_on_a_cpu_with_tiny_bases(tmp_path, in_warm_home):
-    short = ("--rounds", "1", "--seconds", "0.2", "--slots", "2", "--processes", "2")
-    found = measured(tmp_path, "--on-cpu", "--bases", "tiny-decoder", *short)["tiny-decoder"]
-    assert [row["slots"] for row in found["rows"]] == ["lone", 2]
-    assert found["processes_steps_per_s"] > 0
+def test_packs_are_timed_on_a_base_that_is_made(tmp_path, in_warm_home):
+    found = measured(tmp_path, "bench_packing", "--bases", "tiny-decoder", "--rounds", "1", "--slots", "2")
+    assert [row["slots"] for row in found["tiny-decoder"]["rows"]] == ["lone", 2]
 
 
 def test_validation_rows_choose_without_bias_and_test_rows_decide_without_luck(tmp_path):
     """200 searches of equally good trials from a fixed seed: what took 8 trials' best by test rows is biased."""
-    found = measured(tmp_path, "--quick", benchmark="bench_promotion")
+    found = measured(tmp_path, "bench_promotion", "--quick")
     before, now = found["test rows choose"], found["validation rows choose"]
     assert before["8 candidates"]["bias"] > 1.0
     assert before["8 candidates"]["error"] > 0.05

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import pytest
 import torch
 from support.bases import word_tokenizer
+from support.sealed import manifest_of, seal
 from support.trials import TrialBase, run_alone
 from tokenizers import processors
+from torch import Tensor
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
@@ -29,16 +30,18 @@ from transformers import (
 )
 
 from loraxs_search.base_model.tokenizer import load_tokenizer
+from loraxs_search.manifest import Manifest
 from loraxs_search.methods import get_method
-from loraxs_search.packing.host import LoadedFactors
+from loraxs_search.packing.host import LoadedFactors, TrialHost
 from loraxs_search.packing.pack import Pack, Slot
 from loraxs_search.records.codec import Pooling
-from loraxs_search.records.task import BaseModel, DataSource, Task
+from loraxs_search.records.task import BaseModel, BaseModelRef, DataSource, Task, TaskModel
 from loraxs_search.records.trial import PeftSettings, TrialSpec
 from loraxs_search.tasks.kinds import classifier
 from loraxs_search.tasks.prepared import PreparedTask, prepare
 from loraxs_search.trial.snapshot import Snapshot
 
+CLASSIFIER, LANGUAGE_MODEL = classifier(2), TaskModel("AutoModelForCausalLM")
 WORDS = [f"w{i}" for i in range(60)]
 VOCAB = len(WORDS) + 4
 SMALL = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0}
@@ -108,6 +111,25 @@ def save_base(folder: Path, family: str = "bert", layers: int = 2) -> BaseModel:
     return BaseModel(id=family, path=str(folder), weight_digest="0" * 64)
 
 
+def padded(num_rows: int) -> dict[str, Tensor]:
+    """Rows of 4 to 9 tokens, padded on the right, as a model takes them."""
+    draw = torch.Generator().manual_seed(3)
+    ids = torch.randint(4, VOCAB, (num_rows, 9), generator=draw)
+    mask = torch.arange(9) < torch.randint(4, 10, (num_rows, 1), generator=draw)
+    return {"input_ids": ids.masked_fill(~mask, 0), "attention_mask": mask.long()}
+
+
+def save_adapter(folder: Path, host: TrialHost, spec: TrialSpec, state: bytes, task: Task) -> Manifest:
+    """Write a trained adapter as a search keeps it."""
+    confirmed, info = host.confirm(spec, state), host.info()
+    folder.mkdir()
+    for name, content in confirmed.files.items():
+        (folder / name).write_bytes(content)
+    known = {"base_digest": info.base.weight_digest, "data_fingerprint": info.data_fingerprint}
+    base, hyper = BaseModelRef(info.base.path), spec.hyperparameters
+    return seal(folder, manifest_of(task, base, hyper, spec.trial_id, probe=confirmed.probe, **known))
+
+
 class World(TrialBase):
     """One base with rows for a classifier."""
 
@@ -125,28 +147,22 @@ class World(TrialBase):
 
     def mixed_specs(self) -> list[TrialSpec]:
         """Trials that differ in all that may differ within a pack."""
-        first, second = self.names[: len(self.names) // 2], self.names[len(self.names) // 2 :]
+        half, third = len(self.names) // 2, tuple(self.names[1::3])
+        first, second = self.names[:half], self.names[half:]
         return [
             self.spec("1"),
             self.spec("2", rank=8, scale=2.0, target_modules=tuple(first), learning_rate=5e-3, weight_decay=0.1),
             self.spec("3", rank=2, sigma="sqrt", batch_size=5, lr_schedule="cosine", max_grad_norm=0.0, adam_beta1=0.8),
             self.spec("4", rank=6, sigma="output", target_modules=tuple(second), warmup_ratio=0.3, scale=0.5),
             self.spec("5", rank=8, sigma="none", basis="bottom", batch_size=16, head_learning_rate=1e-2),
-            self.spec(
-                "6",
-                rank=3,
-                basis="gaussian",
-                target_modules=tuple(self.names[1::3]),
-                lr_schedule="constant",
-                adam_beta2=0.98,
-            ),
+            self.spec("6", rank=3, basis="gaussian", target_modules=third, lr_schedule="constant", adam_beta2=0.98),
             self.lora("11"),
             self.lora("12", {"rank": 7, "scale": 2.0}, target_modules=tuple(first), learning_rate=5e-3),
             self.lora("13", {"rank": 5, "scale": 0.5}, target_modules=tuple(second), max_grad_norm=0.0),
         ]
 
-    def lora(self, trial_id: str, own: Mapping[str, Any] = MappingProxyType({}), **common: Any) -> TrialSpec:
-        fields = get_method("lora").fields({"rank": 4, **own}, {})
+    def lora(self, trial_id: str, own: dict[str, Any] | None = None, **common: Any) -> TrialSpec:
+        fields = get_method("lora").fields({"rank": 4, **(own or {})}, {})
         return self.spec(trial_id, method="lora", **{"rank": 0, **fields, **common})
 
     def dora(self, trial_id: str) -> TrialSpec:

@@ -14,18 +14,15 @@ import torch
 from support import toy_language
 from support.families import families
 from support.sealed import manifest_of
-from support.trials import train, unpacked
-from support.trials import train as train_slots
+from support.trials import make_spec, train, unpacked
 from torch import Tensor
 
 from loraxs_search import assets
-from loraxs_search.assets import START
 from loraxs_search.base_model.layers import output_head
 from loraxs_search.base_model.load import load_model
 from loraxs_search.engine.passes import forward
 from loraxs_search.errors import BaseModelError, UsageError
 from loraxs_search.methods import get_method
-from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.packing.host import TrialHost
 from loraxs_search.records.task import BaseModelRef
 from loraxs_search.records.trial import PeftSettings, TrialSpec
@@ -34,7 +31,7 @@ from loraxs_search.trial.attach import attach, detach
 from loraxs_search.trial.linear_probe import fit_linear_probe
 from loraxs_search.trial.snapshot import Snapshot
 
-from .test_standardized_targets import make_task
+from .test_heads import make_task
 
 LORA_XS = get_method("lora-xs")
 
@@ -47,12 +44,12 @@ def logits(world: Any, model: Any) -> Tensor:
 
 @pytest.fixture
 def learnt(world, tmp_path):
-    """Train an adapter of rank 4; return its trial, the study's assets made of it, and its logits."""
+    """Train an adapter of rank 4; return the study's asset made of it, and its logits."""
 
-    def train(*, with_head: bool = True, **changes: Any) -> tuple[TrialSpec, dict[str, str], Tensor]:
+    def learn(*, with_head: bool = True, **changes: Any) -> tuple[str, Tensor]:
         spec = world.spec("7", scale=2.0, **changes)
         pack = unpacked(world.model, world.factors)
-        train_slots(pack, [pack.join(spec, world.data)], 12)
+        train(pack, [pack.join(spec, world.data)], 12)
         expected, files = logits(world, pack.base.model), LORA_XS.files(pack.base.model, ())
         pack.base.clear()
         folder = tmp_path / "learnt"
@@ -60,70 +57,51 @@ def learnt(world, tmp_path):
         for name, content in files.items():
             (folder / name).write_bytes(content)
         manifest = manifest_of(world.data.task, BaseModelRef("base"), spec.hyperparameters, "7")
-        return spec, {START: assets.keep(LORA_XS.start_asset(folder, manifest, with_head=with_head))}, expected
+        return assets.keep(LORA_XS.start_asset(folder, manifest, with_head=with_head)), expected
 
-    return train
-
-
-def starting(world: Any, trial_id: str, known: dict[str, str], **changes: Any) -> TrialSpec:
-    spec = world.spec(trial_id, **changes)
-    return replace(spec, hyperparameters=replace(spec.hyperparameters, start_from=known.get(START)))
+    return learn
 
 
 def test_a_trial_begins_at_the_others_function(world, learnt):
-    _, known, expected = learnt()
+    start, expected = learnt()
     for changes in ({}, {"rank": 6, "scale": 3.0, "seed": 99}):
-        with world.attached(starting(world, "1", known, **{"scale": 2.0, **changes})) as model:
+        with world.attached(world.spec("1", start_from=start, **{"scale": 2.0, **changes})) as model:
             torch.testing.assert_close(logits(world, model), expected, rtol=1e-5, atol=1e-6)
-
-
-def test_without_the_head_r_alone_is_continued(world, learnt):
-    _, known, _ = learnt(with_head=False)
-    spec, anew = starting(world, "1", known, rank=8), world.spec("1", rank=8)
-    with use_factor_store(world.factors):
-        model = attach(world.model, spec)
-        state = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
-        detach(model, spec)
-        fresh = attach(world.model, anew)
-    for name, value in fresh.named_parameters():
-        if value.requires_grad:
-            is_head = ".modules_to_save." in name
-            assert torch.equal(state[name], value) == is_head, name
-            assert is_head or (state[name][4:] == 0).all()
-    detach(fresh, anew)
-
-
-def test_layers_that_the_other_lacks_start_as_always(world, learnt):
-    some = tuple(world.names[1::2])
-    _, known, expected = learnt(target_modules=some)
-    spec = starting(world, "1", known, scale=2.0, init_std=0.0)
-    with world.attached(spec) as model:
+    start, expected = learnt(target_modules=tuple(world.names[1::2]))  # layers that it lacks start as always
+    with world.attached(world.spec("1", start_from=start, scale=2.0, init_std=0.0)) as model:
         torch.testing.assert_close(logits(world, model), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_without_the_head_r_alone_is_continued(world, learnt):
+    start, _ = learnt(with_head=False)
+    with world.attached(world.spec("1", rank=8, start_from=start)) as model:
+        state = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    with world.attached(world.spec("1", rank=8)) as fresh:
+        for name, value in fresh.named_parameters():
+            if value.requires_grad:
+                is_head = ".modules_to_save." in name
+                assert torch.equal(state[name], value) == is_head, name
+                assert is_head or (state[name][4:] == 0).all()
+
+
 def test_packed_with_others_they_equal_lone_trials(world, learnt):
-    (_, whole, _), (_, without_head, _) = learnt(), learnt(with_head=False)
+    (whole, _), (without_head, _) = learnt(), learnt(with_head=False)
     specs = [
-        starting(world, "11", whole, rank=8, scale=0.5),
-        starting(world, "12", without_head, learning_rate=5e-3),
+        world.spec("11", start_from=whole, rank=8, scale=0.5),
+        world.spec("12", start_from=without_head, learning_rate=5e-3),
         *world.mixed_specs()[:3],
     ]
     world.check_law([(spec, world.data) for spec in specs])
 
 
-def test_a_smaller_rank_is_refused_on_both_ways(world, learnt):
-    _, known, _ = learnt()
-    spec, pack = starting(world, "1", known, rank=3), world.pack()
-    with pytest.raises(UsageError, match=r"`rank`.* 4, .* 3"):
-        world.lone(spec, 1)
-    with pytest.raises(UsageError):
-        world.join(pack, [spec])
-
-
-def test_other_factors_are_refused_to_this_trial_alone(world, learnt, monkeypatch):
+def test_a_smaller_rank_and_other_factors_are_refused_to_this_trial_alone(world, learnt, monkeypatch):
     """A machine whose singular vectors differ would take R for another function."""
-    _, known, _ = learnt()
-    spec, pack = starting(world, "1", known), world.pack()
+    start, _ = learnt()
+    spec, smaller, pack = world.spec("1", start_from=start), world.spec("1", start_from=start, rank=3), world.pack()
+    with pytest.raises(UsageError, match=r"`rank`.* 4, .* 3"):
+        world.lone(smaller, 1)
+    with pytest.raises(UsageError):
+        world.join(pack, [smaller])
     own = type(world.factors).get
 
     def turned(store: Any, weight: Tensor, **request: Any) -> Any:
@@ -162,16 +140,14 @@ def test_a_trial_starts_with_the_probes_loss_and_no_other_output_layer_is_better
     started = first_loss(world, probed(world, "1", init_std=0.0))
     drawn = [first_loss(world, world.spec(f"{seed}", init_std=0.0)) for seed in range(3)]
     assert started < 0.6 < min(drawn), "a constant answer has a loss of .69"
-    spec, (name, _) = probed(world, "1", init_std=0.0), output_head(world.model)
-    with use_factor_store(world.factors):
-        model = attach(world.model, spec)
+    name, _ = output_head(world.model)
     batch = world.data.collate("train", np.arange(world.data.num_rows("train")))
-    weight, *bias = [p for n, p in model.named_parameters() if n.split(".modules_to_save")[0].endswith(name)]
-    outputs = forward(model, batch.inputs, batch.reads)
-    world.data.kind.loss(outputs, batch).mean().backward()
-    assert all(float(own.grad.abs().max()) < 1e-3 for own in bias)
-    assert torch.nn.functional.cosine_similarity(weight.grad.flatten(), -weight.detach().flatten(), 0) > 0
-    detach(model, spec)
+    with world.attached(probed(world, "1", init_std=0.0)) as model:
+        weight, *bias = [p for n, p in model.named_parameters() if n.split(".modules_to_save")[0].endswith(name)]
+        outputs = forward(model, batch.inputs, batch.reads)
+        world.data.kind.loss(outputs, batch).mean().backward()
+        assert all(float(own.grad.abs().max()) < 1e-3 for own in bias)
+        assert torch.nn.functional.cosine_similarity(weight.grad.flatten(), -weight.detach().flatten(), 0) > 0
 
 
 @pytest.mark.usefixtures("in_warm_home")
@@ -185,21 +161,16 @@ def test_numbers_have_a_probe_in_standard_units(tmp_path, tiny_base, *, has_bias
     weights = safetensors.torch.load(found.content)
     assert found.num_rows == 80
     assert any(name.endswith(".bias") for name in weights) == has_bias
-    spec = TrialSpec("1", {}, replace(toy_spec(host, task), linear_probe=assets.keep(found.content), head_init="probe"))
-    started, _ = host.advance(spec, 0, None, task)
-    drawn, _ = host.advance(TrialSpec("2", {}, toy_spec(host, task)), 0, None, task)
+    names = [module.name for module in host.info(task).modules]
+    probe = {"linear_probe": assets.keep(found.content), "head_init": "probe"}
+    started, drawn = (
+        host.advance(make_spec("1", names, rank=2, init_std=0.0, **own), 0, None, task)[0] for own in (probe, {})
+    )
     assert started.metrics["loss"] < 0.9 * drawn.metrics["loss"]
     host.close()
 
 
-def toy_spec(host: TrialHost, task: Any) -> Any:
-    from support.trials import make_spec
-
-    names = [module.name for module in host.info(task).modules]
-    return make_spec("1", names, rank=2, init_std=0.0).hyperparameters
-
-
-def test_packed_with_others_they_equal_lone_trials_and_resumed_uninterrupted_ones(world):
+def test_packed_with_others_probed_ones_equal_lone_trials(world):
     specs = [probed(world, "11"), probed(world, "12", rank=8, head_learning_rate=5e-3), *world.mixed_specs()[:3]]
     # Near the least loss little but rounding is left of gradients.
     world.check_law([(spec, world.data) for spec in specs], 15, 1e-4)

@@ -127,8 +127,8 @@ class TrialBase:
     def spec(self, trial_id: str, **changes: Any) -> TrialSpec:
         return make_spec(trial_id, self.names, **changes)
 
-    def pack(self, max_tokens: int = 200, num_workers: int = 1) -> Pack:
-        base = PackedModel(self.model, self.factors, self.modules, num_workers=num_workers)
+    def pack(self, max_tokens: int = 200, num_workers: int = 1, cache_bytes: int | None = None) -> Pack:
+        base = PackedModel(self.model, self.factors, self.modules, num_workers=num_workers, cache_bytes=cache_bytes)
         return Pack(base, max_tokens=max_tokens, executor=PassExecutor(num_workers))
 
     @contextmanager
