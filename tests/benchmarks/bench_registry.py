@@ -162,9 +162,9 @@ def open_store(kind: str, place: Path) -> Iterator[tuple[str, str]]:
         ensure_store(database)
         yield database, database
         return
-    with postgres(place) if kind == "postgres-server" else contextlib.nullcontext((database, None)) as (found, _):
-        with MlflowServer(place, found) as server:
-            yield server.uri, found
+    of_its_own = postgres(place) if kind == "postgres-server" else contextlib.nullcontext((database, None))
+    with of_its_own as (found, _), MlflowServer(place, found) as server:
+        yield server.uri, found
 
 
 def table(rows: list[Row]) -> Iterator[str]:
