@@ -11,7 +11,7 @@ import sqlite3
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -286,7 +286,26 @@ def tiny_space(tmp_path, tiny_space_text):
     return path
 
 
-# ---- adapters --------------------------------------------------------------------------------------------------------
+# ---- adapters, and what carries a base ------------------------------------------------------------------------------
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Install a distribution that must not be imported, holding the given files; return the folder it is in."""
+    site = tmp_path / "site"
+
+    def make(files: Mapping[str, bytes], name: str = "carrier-model") -> Path:
+        info = f"{name.replace('-', '_')}-1.0.dist-info"
+        contents = {"carrier_model/__init__.py": b"raise SystemExit('imported')", **files}
+        contents[f"{info}/METADATA"] = f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n".encode()
+        for file, data in contents.items():
+            (site / file).parent.mkdir(parents=True, exist_ok=True)
+            (site / file).write_bytes(data)
+        (site / info / "RECORD").write_text("".join(f"{file},,\n" for file in contents))
+        monkeypatch.syspath_prepend(site)
+        return site
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def make_adapter():
     """Make an adapter folder as the registry hands it out; `support.sealed` says from what."""

@@ -191,19 +191,6 @@ def test_an_adapter_that_a_study_has_kept_is_loaded_by_its_trial(base, folders, 
     assert "loraxs-search status found" in refused.value.hint
 
 
-def test_a_batch_that_names_no_rows_or_no_task_is_refused(bank, folders):
-    assert bank.predict([], []) == bank.predict("a", []) == loraxs_search.load(folders["a"])([]) == []
-    with pytest.raises(UsageError, match="at least one row"):
-        bank.logits([], {})
-    with pytest.raises(UsageError, match="None is none of 4") as bare:
-        bank.predict(["a", None], ["one", "two"])
-    assert "logits" in str(bare.value.hint)
-    with pytest.raises(TaskDataError, match=r"task-2 .*\('one', 'two'\)"):
-        bank.predict(["a"], [("one", "two")])
-    with pytest.raises(UsageError, match="got 1 for 2"):
-        bank.predict(["a"], ["one", "two"])
-
-
 # ---- what is refused -------------------------------------------------------------------------------------------------
 def changed(folder: Path, to: Path, *, config: dict | None = None, tensors=None, manifest: dict | None = None) -> Path:
     """Copy an adapter folder with changes that its manifest vouches for."""
@@ -271,11 +258,18 @@ def test_an_adapter_in_memory_is_checked_as_files_are_and_is_what_its_folder_is(
     assert close(bank.logits(["x"] * 6, inputs), bank.logits(["a"] * 6, inputs))
 
 
-def test_names_are_told_apart_from_what_is_not_there(bank, inputs, store_uri):
-    with pytest.raises(UsageError, match="got 5 names for rows"):
-        bank.logits(["a"] * 5, inputs)
-    with pytest.raises(UsageError, match="'aa' is none of 4"):
-        bank.logits(["a"] * 5 + ["aa"], inputs)
+def test_names_without_rows_or_that_are_not_there_are_refused(bank, folders, inputs, store_uri):
+    assert bank.predict([], []) == bank.predict("a", []) == loraxs_search.load(folders["a"])([]) == []
+    with pytest.raises(UsageError, match="None is none of 4") as bare:
+        bank.predict(["a", None], ["one", "two"])
+    assert "logits" in str(bare.value.hint)
+    with pytest.raises(TaskDataError, match=r"task-2 .*\('one', 'two'\)"):
+        bank.predict(["a"], [("one", "two")])
+    with pytest.raises(UsageError, match="got 1 for 2"):
+        bank.predict(["a"], ["one", "two"])
+    for names, match in (([], "at least one row"), (["a"] * 5, "got 5 names"), (["a"] * 5 + ["aa"], "'aa' is none of")):
+        with pytest.raises(UsageError, match=match):
+            bank.logits(names, inputs if names else {})
     with pytest.raises(UsageError, match="'e' is none of 4"):
         bank.evict("e")
     with pytest.raises(UsageError, match="nan is none of 4"):

@@ -9,7 +9,7 @@ import os
 import shutil
 import threading
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -151,26 +151,6 @@ def test_cached_snapshot_is_found_offline_and_pinned_to_its_commit(hub_cache):
 # ---- package ---------------------------------------------------------------------------------------------------------
 REF = BaseModelRef(id="org/carrier", package="carrier-model")
 MODEL = {"config.json": b"{}", "model.safetensors": b"weights" * 1000, "tokenizer.json": b"{}"}
-Install = Callable[..., Path]
-
-
-@pytest.fixture
-def install(tmp_path, monkeypatch):
-    """Install a distribution that must not be imported, holding the given files."""
-    site = tmp_path / "site"
-
-    def make(files: Mapping[str, bytes], name: str = "carrier-model") -> Path:
-        info = f"{name.replace('-', '_')}-1.0.dist-info"
-        contents = {"carrier_model/__init__.py": b"raise SystemExit('imported')", **files}
-        contents[f"{info}/METADATA"] = f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n".encode()
-        for file, data in contents.items():
-            (site / file).parent.mkdir(parents=True, exist_ok=True)
-            (site / file).write_bytes(data)
-        (site / info / "RECORD").write_text("".join(f"{file},,\n" for file in contents))
-        monkeypatch.syspath_prepend(site)
-        return site
-
-    return make
 
 
 def leftovers(home: Path) -> list[str]:

@@ -52,11 +52,9 @@ def test_every_heads_input_is_the_pool_of_the_rows_own_tokens(pooling, make_base
         alone = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
         torch.testing.assert_close(logits(model, alone), together[index : index + 1], atol=1e-5, rtol=1e-4)
         place_pooling(model, "class")
-        with torch.no_grad():
-            states = model.base_model(**alone)[0]
+        states = model.base_model(**alone)[0]
         place_pooling(model, pooling)
-        with torch.no_grad():
-            read = model.base_model(**alone)
+        read = model.base_model(**alone)
         expected = {"cls": states[:, 0], "mean": states.mean(1), "last": states[:, -1]}[pooling]
         torch.testing.assert_close(read[0], expected[:, None].expand_as(states))
         if "pooler_output" in read:
@@ -91,10 +89,8 @@ def test_class_leaves_a_base_as_it_is_and_a_second_call_replaces_the_first(make_
     place_pooling(model, "class")
     assert torch.equal(logits(model, inputs), plain)
     assert torch.equal(logits(copied, inputs), mean)
-    with torch.no_grad():  # a pool of a base in half precision is taken in float32
-        assert (
-            load_model(base, classifier(2, "mean"), dtype=torch.bfloat16).base_model(**inputs)[0].dtype == torch.float32
-        )
+    half = load_model(base, classifier(2, "mean"), dtype=torch.bfloat16)
+    assert half.base_model(**inputs)[0].dtype == torch.float32, "a pool is taken in float32"
 
 
 def test_rows_of_one_batch_may_be_read_each_in_its_way(make_base, family):
@@ -111,10 +107,10 @@ def test_rows_of_one_batch_may_be_read_each_in_its_way(make_base, family):
 # ---- what a base was trained with ------------------------------------------------------------------------------------
 def encoder(folder: Path, **pooling: Any) -> None:
     """Make a folder one of sentence-transformers, with this configuration of its pooling."""
+    parts = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize"}
     modules = [
-        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
-        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
-        {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{part}"}
+        for i, (part, path) in enumerate(parts.items())
     ]
     (folder / "modules.json").write_text(json.dumps(modules))
     (folder / "1_Pooling").mkdir()
@@ -210,20 +206,15 @@ def test_results_are_alike_up_to_rounding_where_they_tell_rows_apart():
 
 # ---- sharing: what was not seen to be safe is not --------------------------------------------------------------------
 config_of = AutoConfig.for_model
-SHARED_POSITIONS = config_of(
-    "deberta-v2", **SMALL, relative_attention=True, pos_att_type=["c2p", "p2c"], share_att_key=True
-)
-OWN_POSITIONS = config_of("deberta-v2", **SMALL, relative_attention=True, pos_att_type=["c2p"])
+RELATIVE = SMALL | {"relative_attention": True}
+SHARED_POSITIONS = config_of("deberta-v2", **RELATIVE, pos_att_type=["c2p", "p2c"], share_att_key=True)
+OWN_POSITIONS = config_of("deberta-v2", **RELATIVE, pos_att_type=["c2p"])
 GPT2_PADDED_WITH_ITS_END = config_of(
     "gpt2", vocab_size=40, n_embd=32, n_layer=2, n_head=4, pad_token_id=5, bos_token_id=5, eos_token_id=5
 )
-LONGFORMER = config_of(
-    "longformer", **SMALL, attention_window=8, max_position_embeddings=64, pad_token_id=1, sep_token_id=2
-)
-CONVOLVED = config_of("convbert", **SMALL, embedding_size=32)
-SPARSE = config_of(
-    "big_bird", **SMALL, max_position_embeddings=64, attention_type="block_sparse", block_size=4, sep_token_id=2
-)
+LONG = SMALL | {"max_position_embeddings": 64, "sep_token_id": 2}
+LONGFORMER = config_of("longformer", **LONG, attention_window=8, pad_token_id=1)
+SPARSE = config_of("big_bird", **LONG, attention_type="block_sparse", block_size=4)
 
 
 def layers_of(model: PreTrainedModel) -> list[str]:
@@ -256,7 +247,8 @@ def test_layers_that_are_given_positions_or_tokens_before_rows(config, dtype, en
 
 
 def test_a_base_whose_rows_depend_on_their_padding_shares_no_pass():
-    assert probe_sharing(base(CONVOLVED, noise=0.1), ()).fault == "what a row gives depends on its padding"
+    convolved = base(config_of("convbert", **SMALL, embedding_size=32), noise=0.1)
+    assert probe_sharing(convolved, ()).fault == "what a row gives depends on its padding"
 
 
 def test_a_head_that_reads_the_last_position_is_given_a_token_there(monkeypatch):
@@ -312,14 +304,9 @@ def test_of_a_base_that_cannot_be_probed_nothing_is_packable():
 
 
 def test_a_head_that_is_given_more_than_rows_shares_no_pass():
-    class Asking(nn.Linear):
-        def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-            return super().forward(x)
-
     model = base(BERT, noise=0.1)
-    head = Asking(32, 2)
-    head.load_state_dict(model.classifier.state_dict())
-    model.classifier = head
+    head, own = model.classifier, model.classifier.forward
+    head.forward = lambda x, lengths=None: own(x)
     assert probe_sharing(model, ()).fault == ""
     head.register_forward_pre_hook(lambda _, args: (*args, torch.ones(len(args[0]))))
     assert probe_sharing(model, ()).fault == "its head classifier is given something else than the batch's rows"

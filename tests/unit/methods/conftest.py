@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
-from support.bases import FAMILIES, VOCAB, small_classifier
+from support.bases import FAMILIES, VOCAB
+from support.bases import small_classifier as make_base
 from support.families import families
 from support.sealed import manifest_of, seal
 
@@ -28,42 +29,26 @@ def family(request):
     return request.param
 
 
-@pytest.fixture
-def make_base():
-    return small_classifier
-
-
-@pytest.fixture
-def adapt(make_base):
-    """A model with a LoRA-XS adapter whose R is far from zero."""
-
-    def build(family: str = "bert", **config) -> PeftModel:
-        config = {"r": 4, "target_modules": "all-linear", "task_type": "SEQ_CLS", "init_std": 0.5, **config}
-        config.setdefault("init_seed", 7)
-        return get_peft_model(make_base(family), LoraXSConfig(**config)).eval()
-
-    return build
-
-
 @pytest.fixture(scope="session")
 def inputs():
     ids = torch.randint(2, VOCAB, (5, 9), generator=torch.Generator().manual_seed(1))
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
-@pytest.fixture
-def logits():
-    @torch.no_grad()
-    def compute(model: torch.nn.Module, inputs: dict[str, torch.Tensor], **kwargs) -> torch.Tensor:
-        return model(**inputs, **kwargs).logits
-
-    return compute
+def adapt(family: str = "bert", **config) -> PeftModel:
+    """Return a model with a LoRA-XS adapter whose R is far from zero."""
+    config = {"r": 4, "target_modules": "all-linear", "task_type": "SEQ_CLS", "init_std": 0.5, **config}
+    return get_peft_model(make_base(family), LoraXSConfig(**{"init_seed": 7, **config})).eval()
 
 
-@pytest.fixture
-def layers():
-    """The adapted layers of a model, by name."""
-    return lambda model: {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraXSLinear)}
+@torch.no_grad()
+def logits(model: torch.nn.Module, inputs: dict[str, torch.Tensor], **kwargs) -> torch.Tensor:
+    return model(**inputs, **kwargs).logits
+
+
+def layers(model: torch.nn.Module) -> dict[str, LoraXSLinear]:
+    """Return the adapted layers of a model, by name."""
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraXSLinear)}
 
 
 # ---- folders ---------------------------------------------------------------------------------------------------------
@@ -72,26 +57,16 @@ ABOUT = ("sequence-classification", DataSource(), "text", "label", "accuracy", "
 TASK = Task("t", *ABOUT, labels=("no", "yes"))
 
 
-@pytest.fixture
-def save_base():
-    """Save a model as a base, without a tokenizer; returns it as `locate` finds it."""
-
-    def save(model, folder):
-        model.save_pretrained(str(folder))
-        return locate(BaseModelRef(id=str(folder)))
-
-    return save
+def save_base(model, folder):
+    """Save a model as a base, without a tokenizer; return it as `locate` finds it."""
+    model.save_pretrained(str(folder))
+    return locate(BaseModelRef(id=str(folder)))
 
 
-@pytest.fixture
-def write_adapter():
+def write_adapter(model, base, folder, base_model=None, **changes):
     """Save a PEFT model as a sealed adapter folder."""
-
-    def write(model, base, folder, base_model=None, **changes):
-        model.save_pretrained(str(folder))
-        (folder / "README.md").unlink()
-        known = {"base_digest": base.weight_digest, "probe": make_reference_logits(model, model.config.vocab_size)}
-        hyper, ref = Hyperparameters(TARGETS, 1e-3, 1e-3, rank=4), base_model or BaseModelRef(id=base.id)
-        seal(folder, manifest_of(TASK, ref, hyper, "trial-1", **known | changes))
-
-    return write
+    model.save_pretrained(str(folder))
+    (folder / "README.md").unlink()
+    known = {"base_digest": base.weight_digest, "probe": make_reference_logits(model, model.config.vocab_size)}
+    hyper, ref = Hyperparameters(TARGETS, 1e-3, 1e-3, rank=4), base_model or BaseModelRef(id=base.id)
+    seal(folder, manifest_of(TASK, ref, hyper, "trial-1", **known | changes))

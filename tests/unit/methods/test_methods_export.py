@@ -12,6 +12,7 @@ import torch
 from peft import get_peft_model
 from safetensors.torch import load_file
 from support.bases import SMALL, language_model, word_tokenizer
+from support.bases import small_classifier as make_base
 from torch import Tensor
 from transformers import AutoTokenizer, LlamaConfig, PretrainedConfig, Qwen3Config, Qwen3MoeConfig, pipeline
 
@@ -26,11 +27,13 @@ from loraxs_search.methods.lora_xs import LoraXS
 from loraxs_search.methods.loraxs import LoraXSConfig
 from loraxs_search.records.task import BaseModelRef, Serving
 
+from .conftest import adapt, layers, logits, save_base, write_adapter
+
 TOKENIZER = word_tokenizer(["[UNK]", "[PAD]", "a"])
 
 
 @pytest.fixture
-def sealed(adapt, make_base, tmp_path, write_adapter, save_base):
+def sealed(tmp_path):
     """An adapter folder on a saved base, with its base."""
     base = save_base(make_base(), tmp_path / "base")
     TOKENIZER.save_pretrained(tmp_path / "base")
@@ -52,7 +55,7 @@ def test_the_lora_folder_is_what_a_server_looks_for(sealed):
         converted(sealed[0], "lora", ExportOptions(rank=2))
 
 
-def test_a_merged_model_is_a_pipeline_that_knows_its_labels(sealed, logits, capfd):
+def test_a_merged_model_is_a_pipeline_that_knows_its_labels(sealed, capfd):
     folder, base = sealed
     (shares,) = logits(load_adapter_folder(folder, base=base), TOKENIZER(["a b a"], return_tensors="pt")).softmax(-1)
     capfd.readouterr()
@@ -107,9 +110,7 @@ def test_a_tokenizer_with_several_chat_templates_goes_along(sealed):
 
 # ---- a base that rounds, and one that a package carries --------------------------------------------------------------
 @pytest.mark.parametrize(("size", "rounds"), [(1e-2, True), (1.0, False)])
-def test_an_update_that_merging_would_round_away_is_said(
-    make_base, save_base, write_adapter, layers, tmp_path, caplog, size, rounds
-):
+def test_an_update_that_merging_would_round_away_is_said(tmp_path, caplog, size, rounds):
     base = save_base(make_base().bfloat16(), tmp_path / "base")
     TOKENIZER.save_pretrained(tmp_path / "base")
     config = LoraXSConfig(r=4, target_modules="all-linear", task_type="SEQ_CLS", init_std=size, init_seed=7)
@@ -125,16 +126,10 @@ def test_an_update_that_merging_would_round_away_is_said(
         torch.testing.assert_close(update, layer.get_delta_weight("default"), atol=1e-7, rtol=1e-3)
 
 
-def test_the_code_beside_an_export_runs_where_the_base_is_in_a_package(
-    make_base, adapt, write_adapter, tmp_path, monkeypatch, inputs, logits
-):
-    site, info = tmp_path / "site", "carrier_model-1.0.dist-info"
-    make_base().save_pretrained(site / "carried")
-    TOKENIZER.save_pretrained(site / "carried")
-    (site / info).mkdir()
-    (site / info / "METADATA").write_text("Metadata-Version: 2.1\nName: carrier-model\nVersion: 1.0\n")
-    (site / info / "RECORD").write_text("".join(f"carried/{p.name},,\n" for p in (site / "carried").iterdir()))
-    monkeypatch.syspath_prepend(site)
+def test_the_code_beside_an_export_runs_where_the_base_is_in_a_package(install, tmp_path, monkeypatch, inputs):
+    for part in (make_base(), TOKENIZER):
+        part.save_pretrained(tmp_path / "carried")
+    install({f"carrier_model/{path.name}": path.read_bytes() for path in (tmp_path / "carried").iterdir()})
     ref = BaseModelRef("org/carrier-model", package="carrier-model")
     write_adapter(adapt(target_modules=["query"]), locate(ref), tmp_path / "adapter", base_model=ref)
     expected = logits(load_adapter_folder(tmp_path / "adapter"), inputs)

@@ -12,6 +12,7 @@ import torch
 from peft import IA3Config, PeftModel, get_peft_model
 from support.bases import BART
 from support.bases import base as small_base
+from support.bases import small_classifier as make_base
 
 from loraxs_search.base_model.tokenizer import with_setup
 from loraxs_search.errors import BaseModelError, IntegrityError
@@ -32,7 +33,7 @@ from loraxs_search.records.adapter import ReferenceLogits
 from loraxs_search.records.task import BaseModelRef
 from loraxs_search.registry.factor_sets import install_factors
 
-from .conftest import TARGETS
+from .conftest import TARGETS, adapt, layers, logits, save_base, write_adapter
 
 
 def check_reference_logits(model, reference):
@@ -41,22 +42,22 @@ def check_reference_logits(model, reference):
 
 
 @pytest.fixture
-def base(make_base, tmp_path, save_base):
+def base(tmp_path):
     return save_base(make_base(), tmp_path / "base")
 
 
 @pytest.fixture
-def trained(adapt):
+def trained():
     return adapt(target_modules=list(TARGETS))
 
 
 @pytest.fixture
-def folder(trained, base, tmp_path, write_adapter):
+def folder(trained, base, tmp_path):
     write_adapter(trained, base, tmp_path / "adapter")
     return tmp_path / "adapter"
 
 
-def test_a_folder_becomes_the_trained_model(folder, base, trained, inputs, logits, tmp_path):
+def test_a_folder_becomes_the_trained_model(folder, base, trained, inputs, tmp_path):
     model = load_adapter_folder(folder)
     assert not model.training
     torch.testing.assert_close(logits(model, inputs), logits(trained, inputs), atol=1e-6, rtol=0)
@@ -67,7 +68,7 @@ def test_a_folder_becomes_the_trained_model(folder, base, trained, inputs, logit
     torch.testing.assert_close(logits(loaded, inputs), logits(trained, inputs), atol=1e-6, rtol=0)
 
 
-def test_a_lower_precision_is_a_cast_of_the_same_model(folder, trained, inputs, logits, layers):
+def test_a_lower_precision_is_a_cast_of_the_same_model(folder, trained, inputs):
     model = load_adapter_folder(folder, dtype=torch.bfloat16)
     dtypes = {name.split(".")[2]: p.dtype for name, p in model.named_parameters() if "loraxs_R" not in name}
     assert dtypes == {"bert": torch.bfloat16, "classifier": torch.float32}
@@ -75,7 +76,7 @@ def test_a_lower_precision_is_a_cast_of_the_same_model(folder, trained, inputs, 
     torch.testing.assert_close(logits(model, inputs), logits(trained, inputs), atol=0.05, rtol=0)
 
 
-def test_in_a_lower_precision_an_adapters_own_numbers_are_not_rounded(make_base):
+def test_in_a_lower_precision_an_adapters_own_numbers_are_not_rounded():
     """IA3's lie near one, where bfloat16 has steps of 0.008."""
     model = get_peft_model(make_base(), IA3Config(target_modules=["query"], feedforward_modules=[]))
     own = {name: p.data.fill_(1.002) for name, p in model.named_parameters() if "ia3_l" in name}
@@ -85,9 +86,7 @@ def test_in_a_lower_precision_an_adapters_own_numbers_are_not_rounded(make_base)
     assert after["base_model.model.bert.embeddings.word_embeddings.weight"].dtype == torch.bfloat16
 
 
-def test_another_base_is_refused_and_both_revisions_are_named(
-    trained, base, make_base, tmp_path, save_base, write_adapter
-):
+def test_another_base_is_refused_and_both_revisions_are_named(trained, base, tmp_path):
     write_adapter(trained, base, tmp_path / "adapter", base_model=BaseModelRef(base.id, revision="aaa111"))
     newer = dataclasses.replace(save_base(make_base(seed=1), tmp_path / "newer"), revision="bbb222")
     with pytest.raises(BaseModelError, match=r"trial-1.*aaa111.*bbb222") as caught:
@@ -113,7 +112,7 @@ def test_a_folder_with_a_changed_or_missing_file_or_without_a_manifest_is_refuse
         load_adapter_folder(folder)
 
 
-def test_other_logits_are_refused_by_the_probe(trained, base, tmp_path, write_adapter):
+def test_other_logits_are_refused_by_the_probe(trained, base, tmp_path):
     probe = make_reference_logits(trained, trained.config.vocab_size)
     trained.base_model.model.classifier.modules_to_save["default"].bias.data.add_(0.01)
     write_adapter(trained, base, tmp_path / "adapter", probe=probe)
@@ -121,7 +120,7 @@ def test_other_logits_are_refused_by_the_probe(trained, base, tmp_path, write_ad
         load_adapter_folder(tmp_path / "adapter")
 
 
-def test_a_probe_sees_one_flipped_sign(adapt, layers):
+def test_a_probe_sees_one_flipped_sign():
     model = adapt(scale=20.0, target_modules=["1.output.dense"])
     probe = make_reference_logits(model, 64)
     check_reference_logits(model, probe)
@@ -132,7 +131,7 @@ def test_a_probe_sees_one_flipped_sign(adapt, layers):
         check_reference_logits(model, probe)
 
 
-def test_a_probe_is_made_by_rule_disturbs_nothing_and_differs_from_others(adapt):
+def test_a_probe_is_made_by_rule_disturbs_nothing_and_differs_from_others():
     model = adapt(target_modules=["query"]).train()
     probe = make_reference_logits(model, 64)
     assert model.training
@@ -154,7 +153,7 @@ def change_config(base, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_another_configuration_on_the_same_weights_is_refused(trained, make_base, tmp_path, save_base, write_adapter):
+def test_another_configuration_on_the_same_weights_is_refused(trained, tmp_path):
     base, folder = save_base(make_base().bfloat16(), tmp_path / "base"), tmp_path / "adapter"
     write_adapter(trained, base, folder, setup=with_setup(base).setup)
     change_config(base, hidden_dropout_prob=0.5, id2label={"0": "x", "1": "y"})  # neither changes an answer
@@ -169,7 +168,7 @@ def test_another_configuration_on_the_same_weights_is_refused(trained, make_base
     verified_manifest(folder)
 
 
-def test_a_decoder_without_a_padding_token_and_a_base_whose_head_reads_the_end_token_have_a_probe(make_base):
+def test_a_decoder_without_a_padding_token_and_a_base_whose_head_reads_the_end_token_have_a_probe():
     unpadded = make_base("gpt2")
     unpadded.config.pad_token_id = None
     for base, layer, vocabulary in ((unpadded, "c_attn", 64), (small_base(BART), "fc1", 4)):
@@ -193,7 +192,7 @@ def test_large_logits_may_differ_by_what_rounding_makes_of_them_and_few_are_kept
 
 # ---- factors of another machine --------------------------------------------------------------------------------------
 @pytest.fixture
-def trained_elsewhere(adapt, make_base, base, write_adapter, tmp_path, logits, inputs):
+def trained_elsewhere(base, tmp_path, inputs):
     """Train where the same subspaces have another basis, as for nearly equal singular values.
 
     Return the adapter's folder, factor files, and the logits that it gave there.
@@ -212,8 +211,8 @@ def trained_elsewhere(adapt, make_base, base, write_adapter, tmp_path, logits, i
         return tmp_path / "from there", there.root, logits(model, inputs)
 
 
-def test_factors_of_another_machine_are_refused_until_they_are_here_and_share_a_model_with_this_ones(
-    trained_elsewhere, folder, trained, inputs, logits, tmp_path
+def test_factors_of_another_machine_are_refused_until_they_are_here_and_share_a_model(
+    trained_elsewhere, folder, trained, inputs, tmp_path
 ):
     elsewhere, there, expected = trained_elsewhere
     with use_factor_store(FactorStore(tmp_path / "here")) as here:
@@ -230,9 +229,7 @@ def test_factors_of_another_machine_are_refused_until_they_are_here_and_share_a_
         torch.testing.assert_close(logits(model, inputs), expected, atol=1e-6, rtol=0)
 
 
-def test_factors_that_are_not_the_weights_are_refused_and_named(
-    trained_elsewhere, folder, trained, inputs, logits, tmp_path
-):
+def test_factors_that_are_not_the_weights_are_refused_and_named(trained_elsewhere, folder, trained, inputs, tmp_path):
     elsewhere, there, _ = trained_elsewhere
     with use_factor_store(FactorStore(tmp_path / "here")) as here:
         load_adapter_folder(folder)
@@ -256,16 +253,14 @@ TARGET = {"bert": "query", "roberta": "query", "gpt2": "c_attn", "llama": "q_pro
 
 
 @pytest.fixture
-def saved(adapt, family, make_base, tmp_path):
+def saved(family, tmp_path):
     model = adapt(family, target_modules=[TARGET[family]])
     model.active_peft_config.body_fingerprint = list(body_fingerprint(make_base(family)))
     model.save_pretrained(str(tmp_path))
     return str(tmp_path)
 
 
-def test_the_same_base_is_taken_whatever_its_head_and_another_is_refused_and_left_as_it_was(
-    saved, family, make_base, layers
-):
+def test_the_same_base_is_taken_whatever_its_head_and_another_is_refused_and_left_as_it_was(saved, family):
     base = make_base(family)
     for name, parameter in base.named_parameters():
         if not name.startswith(base.base_model_prefix):
@@ -284,7 +279,7 @@ def test_the_same_base_is_taken_whatever_its_head_and_another_is_refused_and_lef
     assert model.peft_config["second"].body_fingerprint == list(body_fingerprint(make_base(family)))
 
 
-def test_precision_counts_as_little_as_its_rounding(saved, family, make_base):
+def test_precision_counts_as_little_as_its_rounding(saved, family):
     base = make_base(family)
     for parameter in base.parameters():  # as a checkpoint in bfloat16 holds them
         parameter.data = parameter.data.bfloat16().float()

@@ -6,11 +6,11 @@ import dataclasses
 from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from support.bases import BERT
 from support.bases import base as small_base
+from support.bases import small_classifier as make_base
 from torch import nn
 
 from loraxs_search.errors import UsageError
@@ -19,12 +19,11 @@ from loraxs_search.methods._base import HeadPlan, PlainLora
 from loraxs_search.methods.export.folder import write_plain_lora
 from loraxs_search.methods.lora_xs import LoraXS
 from loraxs_search.methods.loraxs import LoraXSConfig, ModuleSettings
-from loraxs_search.methods.names import file_bytes
 from loraxs_search.methods.peft_methods import _peft_types
 from loraxs_search.records.task import LinearModule
 from loraxs_search.records.trial import Hyperparameters, PeftSettings
 
-from .conftest import TARGETS
+from .conftest import TARGETS, logits
 
 HEAD = HeadPlan(trained=("classifier",), task_type="SEQ_CLS")
 HYPER = Hyperparameters(rank=4, target_modules=("q",), learning_rate=1e-3, head_learning_rate=1e-3)
@@ -43,9 +42,7 @@ def pairs(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(("params", "own"), [({}, {}), ({"scale": 0.5}, {"lora_alpha": 2})])
-def test_it_begins_with_the_numbers_of_stock_peft_in_float32_whatever_the_base_is_in(
-    make_base, inputs, logits, params, own
-):
+def test_it_begins_with_the_numbers_of_stock_peft_in_float32_whatever_the_base_is_in(inputs, params, own):
     model, other = attached(make_base(), **params), make_base()
     torch.manual_seed(5)
     config = {"r": 4, "lora_alpha": 4, "target_modules": list(TARGETS), "task_type": "SEQ_CLS", **own}
@@ -57,7 +54,7 @@ def test_it_begins_with_the_numbers_of_stock_peft_in_float32_whatever_the_base_i
     assert all(torch.equal(halved[name], value) for name, value in mine.items())
 
 
-def test_its_files_are_the_same_bytes_each_time(make_base):
+def test_its_files_are_the_same_bytes_each_time():
     method = get_method("lora")
     first, second = (method.files(attached(make_base()), ()) for _ in range(2))
     assert first == second
@@ -88,21 +85,6 @@ def test_factors_are_stored_at_a_bucket_that_all_trials_of_a_space_share():
             assert ModuleSettings.of(config, "q", 1536, 4096).factor_key.rank == stored
             if largest < 384:
                 assert ModuleSettings.of(config, "q", 1536, 384).factor_key.rank == min(stored, 384)
-
-
-def test_bytes_are_those_of_the_file_that_peft_would_write():
-    shapes = {"a.b.loraxs_R": (3, 3), "z": (5,), "a.a.loraxs_R": (3, 3), "classifier.weight": (2, 7)}
-    for root in ("base_model.model.", ""):
-        named = {f"{root}{name}": torch.zeros(shape) for name, shape in shapes.items()}
-        assert file_bytes(shapes, root=root) == len(safetensors.torch.save(named, {"format": "pt"}))
-
-
-def test_its_params_come_back_out_of_a_record_with_the_records_defaults():
-    method = get_method("lora-xs")
-    params = {"rank": 8, "basis": "bottom"}
-    record = dataclasses.replace(HYPER, **method.fields(params, {"rank": (4, 100), "basis": ("bottom",)}))
-    assert method.params(record) == method.with_defaults(params)
-    assert (record.factor_rank, record.method_params) == (128, {})
 
 
 def test_a_trial_with_factors_of_its_own_takes_room_for_them():

@@ -87,14 +87,10 @@ def test_a_stream_has_the_same_texts_in_pieces(client, bank):
 
 
 def test_draws_follow_from_the_seed_and_stop_strings_end_a_text(client, bank):
-    drawn = [
-        client.completions.create(model="one", prompt=PROMPTS[0], max_tokens=9, temperature=1.5, top_p=0.9, seed=seed)
-        for seed in (1, 1, 2, 3)
-    ]
-    texts = [answer.choices[0].text for answer in drawn]
-    assert texts[0] == texts[1]
-    assert len(set(texts)) > 1
-    assert texts[0] == written_by(bank, ["one"], PROMPTS[:1], 9, sampling=Sampling(1, 1.5, 0.9))[0]
+    given = {"prompt": PROMPTS[0], "max_tokens": 9, "temperature": 1.5, "top_p": 0.9}
+    drawn = [client.completions.create(model="one", **given, seed=seed).choices[0].text for seed in (1, 2, 3)]
+    assert len(set(drawn)) > 1
+    assert drawn[0] == written_by(bank, ["one"], PROMPTS[:1], 9, sampling=Sampling(1, 1.5, 0.9))[0]
     several = client.completions.create(model="one", prompt=PROMPTS[:2], n=3, max_tokens=9, temperature=1.5, seed=1)
     assert len(several.choices) == 6
     assert len({choice.text for choice in several.choices[:3]}) > 1

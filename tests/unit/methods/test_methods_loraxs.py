@@ -17,6 +17,7 @@ from peft import PeftConfig, PeftModel, get_peft_config, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import PeftType, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
+from support.bases import small_classifier as make_base
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -27,6 +28,8 @@ from loraxs_search.factors.store import FactorStore
 from loraxs_search.methods.loraxs import LoraXSConfig, LoraXSModel
 from loraxs_search.methods.loraxs.config import LORAXS
 from loraxs_search.methods.loraxs.packed import FactorPairs
+
+from .conftest import adapt, layers, logits
 
 
 # ---- its config ------------------------------------------------------------------------------------------------------
@@ -74,7 +77,7 @@ def test_the_member_behaves_as_any_other_and_registering_twice_is_harmless():
 
 
 # ---- made ------------------------------------------------------------------------------------------------------------
-def test_initial_r_depends_on_seed_and_module_alone_and_is_small_by_default(adapt, make_base, layers):
+def test_initial_r_depends_on_seed_and_module_alone_and_is_small_by_default():
     first = {name: layer.loraxs_R["default"].clone() for name, layer in layers(adapt()).items()}
     torch.rand(100)
     fewer = layers(adapt(target_modules=["query"]))
@@ -89,7 +92,7 @@ def test_initial_r_depends_on_seed_and_module_alone_and_is_small_by_default(adap
     assert r.std().item() == pytest.approx(1e-5, rel=0.1)
 
 
-def test_adapters_share_factor_pairs_by_what_they_are(adapt, layers):
+def test_adapters_share_factor_pairs_by_what_they_are():
     model = adapt(target_modules=["query"], r=4)
     model.add_adapter("wide", LoraXSConfig(r=9, target_modules=["query"], task_type="SEQ_CLS"))
     layer = next(iter(layers(model).values()))
@@ -102,7 +105,7 @@ def test_adapters_share_factor_pairs_by_what_they_are(adapt, layers):
     assert len(layer.loraxs_factors) == 2
 
 
-def test_factors_of_basis_gaussian_are_drawn_from_seed_and_module_whatever_the_weight(adapt, make_base, layers):
+def test_factors_of_basis_gaussian_are_drawn_from_seed_and_module_whatever_the_weight():
     """Of variance 1 / fan-in; an adapter of another seed is refused."""
     config, drawn = adapt(basis="gaussian", init_seed=5).peft_config["default"], {}
     for base, seed in ((0, 5), (1, 5), (0, 6)):
@@ -120,7 +123,7 @@ def test_factors_of_basis_gaussian_are_drawn_from_seed_and_module_whatever_the_w
         get_peft_model(make_base(), dataclasses.replace(config, init_seed=6))
 
 
-def test_what_is_stored_of_factors_follows_the_config_and_is_recorded_in_it(adapt, layers):
+def test_what_is_stored_of_factors_follows_the_config_and_is_recorded_in_it():
     assert adapt(factor_driver="auto").peft_config["default"].factor_driver == "exact"
     assert adapt(factor_driver="randomized").peft_config["default"].factor_driver == "randomized"
     for asked, stored in ((12, 12), (64, 24), (None, 24)):
@@ -128,7 +131,7 @@ def test_what_is_stored_of_factors_follows_the_config_and_is_recorded_in_it(adap
         assert {layer.settings["default"].factor_key.rank for layer in own} == {stored}
 
 
-def test_r_stays_float32_whatever_the_base_is_cast_to(make_base, adapt, layers, inputs):
+def test_r_stays_float32_whatever_the_base_is_cast_to(inputs):
     config = LoraXSConfig(r=4, target_modules="all-linear", init_std=0.5, exclude_modules=["classifier"])
     model = get_peft_model(make_base().bfloat16(), config)
     for layer in layers(model).values():
@@ -146,7 +149,7 @@ def test_r_stays_float32_whatever_the_base_is_cast_to(make_base, adapt, layers, 
     assert layer.loraxs_R["default"].dtype == torch.float32 and torch.equal(layer.loraxs_R["default"], before)
 
 
-def test_the_input_is_not_kept_for_backward(adapt, layers):
+def test_the_input_is_not_kept_for_backward():
     model = adapt(target_modules=["intermediate.dense"])
     kept: list[tuple[int, ...]] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(tuple(t.shape)) or t, lambda t: t):
@@ -155,7 +158,7 @@ def test_the_input_is_not_kept_for_backward(adapt, layers):
 
 
 # ---- refused ---------------------------------------------------------------------------------------------------------
-def test_only_linear_layers_that_are_called_are_adapted(make_base):
+def test_only_linear_layers_that_are_called_are_adapted():
     for target in ("LayerNorm", "word_embeddings"):
         with pytest.raises(UsageError):
             get_peft_model(make_base(), LoraXSConfig(r=2, target_modules=[target]))
@@ -164,7 +167,7 @@ def test_only_linear_layers_that_are_called_are_adapted(make_base):
         get_peft_model(nn.Sequential(nn.MultiheadAttention(8, 2)), LoraXSConfig(r=2, target_modules=["out_proj"]))
 
 
-def test_a_config_made_for_another_base_is_refused(make_base, adapt):
+def test_a_config_made_for_another_base_is_refused():
     config = copy.deepcopy(adapt(target_modules=["query"]).peft_config["default"])
     with pytest.raises(BaseModelError, match=r"bert\.encoder\.layer\.0\.attention\.self\.query"):
         get_peft_model(make_base(seed=1), config)
@@ -172,14 +175,14 @@ def test_a_config_made_for_another_base_is_refused(make_base, adapt):
     get_peft_model(make_base(seed=1), config)
 
 
-def test_a_merged_weight_is_never_decomposed(adapt):
+def test_a_merged_weight_is_never_decomposed():
     model = adapt(target_modules=["query"])
     model.merge_adapter()
     with pytest.raises(UsageError):
         model.add_adapter("late", LoraXSConfig(r=2, sigma="sqrt", target_modules=["query"], task_type="SEQ_CLS"))
 
 
-def test_an_adapter_that_one_module_refuses_is_added_to_none(adapt, make_base, inputs, logits, layers):
+def test_an_adapter_that_one_module_refuses_is_added_to_none(inputs):
     model = adapt()
     expected = logits(model, inputs)
     config = LoraXSConfig(r=2, target_modules="all-linear", task_type="SEQ_CLS")
@@ -194,16 +197,14 @@ def test_an_adapter_that_one_module_refuses_is_added_to_none(adapt, make_base, i
     assert torch.equal(logits(base, inputs), logits(make_base(), inputs))
 
 
-def test_rows_of_several_adapters_are_refused(adapt, inputs, logits):
+def test_rows_of_several_adapters_are_refused(inputs):
     with pytest.raises(UsageError) as refused:
         logits(adapt(), inputs, adapter_names=["default"] * 5)
     assert "AdapterBank" in refused.value.hint
 
 
 @pytest.mark.parametrize("order", [("full", "output"), ("output", "full")])
-def test_adapters_that_train_other_layers_of_a_head_are_not_put_on_one_model(
-    order, adapt, make_base, inputs, logits, tmp_path
-):
+def test_adapters_that_train_other_layers_of_a_head_are_not_put_on_one_model(order, inputs, tmp_path):
     heads = {
         "full": {"modules_to_save": ["classifier"]},
         "output": {"modules_to_save": ["classifier.out_proj"], "pass_through": ["classifier.dense"]},
@@ -218,7 +219,7 @@ def test_adapters_that_train_other_layers_of_a_head_are_not_put_on_one_model(
     assert torch.equal(logits(model, inputs), before)
 
 
-def test_an_adapter_does_not_change_the_head_of_one_without(adapt, inputs, logits):
+def test_an_adapter_does_not_change_the_head_of_one_without(inputs):
     model = adapt("roberta", target_modules=["query"], modules_to_save=None, task_type=None)
     before = logits(model, inputs)
     with pytest.raises(UsageError):
@@ -227,7 +228,7 @@ def test_an_adapter_does_not_change_the_head_of_one_without(adapt, inputs, logit
 
 
 # ---- switched, saved, loaded -----------------------------------------------------------------------------------------
-def test_disabled_adapters_leave_the_base_bit_for_bit(adapt, make_base, family, inputs, logits):
+def test_disabled_adapters_leave_the_base_bit_for_bit(family, inputs):
     model, expected = adapt(family), logits(make_base(family), inputs)
     assert not torch.equal(logits(model, inputs), expected)
     with model.disable_adapter():
@@ -237,7 +238,7 @@ def test_disabled_adapters_leave_the_base_bit_for_bit(adapt, make_base, family, 
         assert torch.equal(logits(model, inputs), expected)
 
 
-def test_adapters_are_switched_and_deleted(adapt, inputs, logits, layers):
+def test_adapters_are_switched_and_deleted(inputs):
     model = adapt()
     first = logits(model, inputs)
     common = {"target_modules": "all-linear", "task_type": "SEQ_CLS", "init_std": 0.5}
@@ -254,9 +255,7 @@ def test_adapters_are_switched_and_deleted(adapt, inputs, logits, layers):
 
 
 @pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
-def test_saved_is_loaded_alone_or_beside_another_and_into_float32(
-    adapt, make_base, family, inputs, logits, layers, tmp_path, low_cpu_mem_usage
-):
+def test_saved_is_loaded_alone_or_beside_another_and_into_float32(family, inputs, tmp_path, low_cpu_mem_usage):
     model, options = adapt(family), {"low_cpu_mem_usage": low_cpu_mem_usage}
     expected = logits(model, inputs)
     model.save_pretrained(str(tmp_path))
@@ -275,7 +274,7 @@ def test_saved_is_loaded_alone_or_beside_another_and_into_float32(
     assert all(layer.loraxs_R["default"].dtype == torch.float32 for layer in layers(rounded).values())
 
 
-def test_a_stored_head_keeps_its_precision_on_a_bfloat16_base(make_base, family, inputs, logits, tmp_path):
+def test_a_stored_head_keeps_its_precision_on_a_bfloat16_base(family, inputs, tmp_path):
     config = LoraXSConfig(r=4, target_modules="all-linear", task_type="SEQ_CLS", init_seed=7)
     model = get_peft_model(make_base(family).bfloat16(), config)
     for name, parameter in model.named_parameters():
@@ -291,7 +290,7 @@ def test_a_stored_head_keeps_its_precision_on_a_bfloat16_base(make_base, family,
 
 
 # ---- merged ----------------------------------------------------------------------------------------------------------
-def test_merging_in_low_precision_rounds_once_and_twice_changes_nothing(make_base, layers):
+def test_merging_in_low_precision_rounds_once_and_twice_changes_nothing():
     config = LoraXSConfig(r=4, target_modules=["query"], init_std=0.5, init_seed=1)
     model = get_peft_model(make_base().bfloat16(), config)
     model.add_adapter("second", LoraXSConfig(r=6, target_modules=["query"], init_std=0.5, init_seed=2))
@@ -311,7 +310,7 @@ def test_merging_in_low_precision_rounds_once_and_twice_changes_nothing(make_bas
     assert layer.weight.dtype == torch.bfloat16
 
 
-def test_a_merge_that_would_not_be_finite_is_refused_and_undone(adapt, layers):
+def test_a_merge_that_would_not_be_finite_is_refused_and_undone():
     layer = next(iter(layers(adapt(target_modules=["query"])).values()))
     layer.loraxs_R["default"].data[0, 0] = torch.nan
     before = layer.weight.clone()
