@@ -26,8 +26,8 @@ from loraxs_search.registry.changes import UNTOUCHED_BASE, Promoter
 from loraxs_search.registry.pull import adapter_folder
 from loraxs_search.registry.pull import pull as pull_native
 from loraxs_search.registry.store import AdapterName, RegisteredAdapter, Registry, TaskSummary
-from loraxs_search.studies.confirmations import uses
 from loraxs_search.studies.folder import StudyFolder, kept_adapter, list_studies
+from loraxs_search.studies.record_files import uses
 
 if TYPE_CHECKING:
     import torch

@@ -23,9 +23,9 @@ from loraxs_search.base_model.tokenizer import load_tokenizer, with_setup
 from loraxs_search.engine.passes import Engine
 from loraxs_search.errors import IntegrityError, UsageError, one_of
 from loraxs_search.methods import METHODS, method_of
+from loraxs_search.methods._base import FILES
 from loraxs_search.methods.loading import check_ends, compare_reference_logits, tolerance, verified_manifest
 from loraxs_search.methods.loraxs import LoraXSConfig
-from loraxs_search.methods.names import FILES
 from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.records.adapter import Prediction
 from loraxs_search.records.task import BaseModel, BaseModelRef, Task, TaskModel

@@ -34,10 +34,10 @@ from loraxs_search.engine.layers import (
 from loraxs_search.engine.passes import Requester, forward
 from loraxs_search.errors import IntegrityError, UsageError, unknown_name
 from loraxs_search.factors.store import agrees, fingerprint
+from loraxs_search.methods._base import ROOT, R
 from loraxs_search.methods.loraxs import FactorKey, LoraXSConfig, ModuleSettings, checked_factors, current_factor_store
 from loraxs_search.methods.loraxs.model import check_body
 from loraxs_search.methods.loraxs.packed import FactorPairs, add_core_update_
-from loraxs_search.methods.names import ROOT, R
 from loraxs_search.records.codec import Pooling, Sigma, to_json
 from loraxs_search.records.task import BaseModel, Task, TaskModel
 from loraxs_search.tasks.encoded import RowSource

@@ -1,7 +1,7 @@
 """The events of a study. Each class is one kind of line in `journal.jsonl`; some are shown to watchers, too.
 
 A line holds the name of the class under `event`, the time under `at`, and each field that differs from its default.
-`STUDY_FORMAT` in `studies.info` is the number of this form too.
+`STUDY_FORMAT` in `studies.record_files` is the number of this form too.
 """
 
 from __future__ import annotations

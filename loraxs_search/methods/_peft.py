@@ -12,8 +12,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from loraxs_search.errors import UsageError
-from loraxs_search.methods._base import NONE, HeadPlan, Method, Modules, Params, PlainLora
-from loraxs_search.methods.names import ADAPTER, FILES, ROOT, Shapes, file_bytes
+from loraxs_search.methods._base import (
+    ADAPTER,
+    FILES,
+    NONE,
+    ROOT,
+    HeadPlan,
+    Method,
+    Modules,
+    Params,
+    PlainLora,
+    Shapes,
+    file_bytes,
+)
 from loraxs_search.records.trial import AdapterSize, Hyperparameters
 
 if TYPE_CHECKING:

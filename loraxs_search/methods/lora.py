@@ -12,9 +12,19 @@ from math import prod
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from loraxs_search.methods._base import HeadPlan, Modules, PackedAdapter, Params, Sizes
+from loraxs_search.methods._base import (
+    ADAPTER,
+    NO_ALPHA,
+    ROOT,
+    HeadPlan,
+    Modules,
+    PackedAdapter,
+    Params,
+    Shapes,
+    Sizes,
+    check_ranks,
+)
 from loraxs_search.methods._peft import PeftMethod
-from loraxs_search.methods.names import ADAPTER, NO_ALPHA, ROOT, Shapes, check_ranks
 from loraxs_search.plugins import ParameterSpec
 from loraxs_search.records.codec import Scalar
 from loraxs_search.records.trial import Hyperparameters

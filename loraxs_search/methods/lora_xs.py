@@ -15,9 +15,22 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast, get_args
 from loraxs_search.assets import START
 from loraxs_search.errors import UsageError
 from loraxs_search.manifest import Manifest
-from loraxs_search.methods._base import Modules, PackedAdapter, Params, Possible, Sizes
+from loraxs_search.methods._base import (
+    ADAPTER,
+    BYTES_PER_PARAMETER,
+    FILES,
+    NO_ALPHA,
+    ROOT,
+    Modules,
+    PackedAdapter,
+    Params,
+    Possible,
+    R,
+    Shapes,
+    Sizes,
+    check_ranks,
+)
 from loraxs_search.methods._peft import PeftMethod
-from loraxs_search.methods.names import ADAPTER, BYTES_PER_PARAMETER, FILES, NO_ALPHA, ROOT, R, Shapes, check_ranks
 from loraxs_search.methods.starting import StartHeader
 from loraxs_search.plugins import ParameterSpec
 from loraxs_search.records.codec import Basis, Scalar, Sigma, factor_bucket, to_json

@@ -16,9 +16,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from loraxs_search.errors import UsageError, must_be
-from loraxs_search.methods._base import NONE, HeadPlan, Method, Modules, Params
+from loraxs_search.methods._base import ADAPTER, NONE, HeadPlan, Method, Modules, Params, Shapes, file_bytes
 from loraxs_search.methods._peft import PeftMethod
-from loraxs_search.methods.names import ADAPTER, Shapes, file_bytes
 from loraxs_search.plugins import ParameterSpec
 from loraxs_search.records.codec import ParameterKind
 from loraxs_search.records.trial import AdapterSize, Hyperparameters, PeftSettings

@@ -55,8 +55,7 @@ from loraxs_search.engine.pruning import LastLayerPruning
 from loraxs_search.errors import LoraxsError, TrialDivergedError, UsageError, unknown_name
 from loraxs_search.factors.store import FactorStore
 from loraxs_search.methods import get_method, method_of
-from loraxs_search.methods._base import PackedAdapter
-from loraxs_search.methods.names import ADAPTER, ROOT
+from loraxs_search.methods._base import ADAPTER, ROOT, PackedAdapter
 from loraxs_search.methods.starting import draw_head
 from loraxs_search.records.codec import Split
 from loraxs_search.records.task import LinearModule

@@ -21,7 +21,7 @@ from loraxs_search.registry.finalist import NOISE, SeedStatistics, trial_of
 from loraxs_search.reports.importances import Importances
 from loraxs_search.reports.leaderboard import pareto_front
 from loraxs_search.studies.folder import StudyFolder
-from loraxs_search.studies.info import read_text
+from loraxs_search.studies.record_files import read_text
 
 METHOD, STUDY = "method", "study"  # what trials can be grouped by beside their parameters
 # Fields of a task: rows are compared by content, other metrics change no score, scores are in the labels' own units.

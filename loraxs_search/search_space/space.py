@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from loraxs_search.errors import both, did_you_mean, one_of
 from loraxs_search.methods import get_method
-from loraxs_search.methods._base import Method, Possible
+from loraxs_search.methods._base import Method, Possible, Shapes
 from loraxs_search.methods.lora_xs import LoraXS
-from loraxs_search.methods.names import Shapes
 from loraxs_search.records.adapter import LargestTrial
 from loraxs_search.records.codec import Basis, Scalar
 from loraxs_search.records.search import PromotionRule, SearchPlan

@@ -22,8 +22,7 @@ from loraxs_search.mlflow_uri import resolve_uri, sqlite_path
 from loraxs_search.records.codec import check_trial_id, from_json, to_json
 from loraxs_search.records.search import Baseline, Candidate, CheckpointSelection, Command
 from loraxs_search.records.task import Identity
-from loraxs_search.studies.confirmations import Confirmations
-from loraxs_search.studies.info import RecordFile, StudyInfo, read_text
+from loraxs_search.studies.record_files import Confirmations, RecordFile, StudyInfo, read_text
 from loraxs_search.studies.snapshots import Snapshots
 from loraxs_search.studies.storage import Storage
 
@@ -183,7 +182,6 @@ class StudyFolder:
         inbox: Commands of people on this machine that no driver has answered yet.
         confirmed: What has been confirmed of its candidates so far.
         checkpoint_selection: Which step of a trial becomes its adapter.
-        snapshots: The states of its trials.
     """
 
     def __init__(self, path: Path) -> None:
@@ -196,12 +194,16 @@ class StudyFolder:
         self.inbox = CommandInbox(path / "commands")
         self.confirmed = Confirmations(path / "confirmed")
         self.checkpoint_selection = CheckpointSelection.of(self.info.task, self.info.search)
-        self.snapshots = Snapshots(path / "snapshots", self.name, self.checkpoint_selection)
         self._assets = RecordFile(dict[str, str], path / "assets.json", indent=2)
         self._baselines = RecordFile(tuple[Baseline, ...], path / "baselines.json", indent=2)
         self._answers = RecordFile(dict[str, tuple[Baseline, ...]], path / "baselines.answers.json")
         self._candidates = RecordFile(_CandidateFile, path / "candidates.json", indent=2)
         self._round = RecordFile(int, path / "round.json")  # how often the search continued after its candidates
+
+    @property
+    def snapshots(self) -> Snapshots:
+        """The states of its trials."""
+        return Snapshots(self.path / "snapshots", self.name, self.checkpoint_selection)
 
     @classmethod
     def create(cls, info: StudyInfo, space_text: str, resolved: Space | None = None) -> StudyFolder:

@@ -17,8 +17,8 @@ from loraxs_search.log.study_log import JOURNAL, StudyLog
 from loraxs_search.mlflow_uri import resolve_uri, sqlite_path
 from loraxs_search.records.codec import to_json
 from loraxs_search.studies.folder import StudyFolder, studies_root
-from loraxs_search.studies.info import StudyInfo
 from loraxs_search.studies.lease import LEASE_S, Lease
+from loraxs_search.studies.record_files import StudyInfo
 from loraxs_search.studies.snapshots import KEPT
 from loraxs_search.studies.storage import Storage
 

@@ -15,10 +15,9 @@ from loraxs_search.base_model.locate import locate
 from loraxs_search.errors import UsageError
 from loraxs_search.manifest import read_manifest
 from loraxs_search.methods import METHODS
-from loraxs_search.methods._base import Method
+from loraxs_search.methods._base import NATIVE, Method
 from loraxs_search.methods.export._base import ExportFormat, ExportOptions, LoadedAdapter
 from loraxs_search.methods.export.folder import FORMATS, check_options, converted
-from loraxs_search.methods.names import NATIVE
 from loraxs_search.records.task import BaseModelRef
 
 

@@ -12,7 +12,7 @@ from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.records.search import PromotionRule, SearchPlan
 from loraxs_search.records.task import BaseModelRef, DataSource, Task
 from loraxs_search.studies.folder import StudyFolder
-from loraxs_search.studies.info import StudyInfo
+from loraxs_search.studies.record_files import StudyInfo
 from loraxs_search.studies.storage import Storage
 
 TASK = Task("t", "sequence-classification", DataSource(), "text", "label", "accuracy", "maximize", ("accuracy",))

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from loraxs_search.methods._base import Shapes
 from loraxs_search.methods._peft import PeftMethod
-from loraxs_search.methods.names import Shapes
 from loraxs_search.plugins import ParameterSpec
 from loraxs_search.records.codec import Scalar
 from loraxs_search.records.task import LinearModule

@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast, get_args
 from loraxs_search.errors import UsageError, one_of, unknown_name
 from loraxs_search.home import disk_faults, exclusive, file_sha256, remove_whole, write_atomic
 from loraxs_search.methods import method_of
-from loraxs_search.methods._base import Method
+from loraxs_search.methods._base import FILES, NATIVE, ROOT, Method
 from loraxs_search.methods._peft import unloaded
 from loraxs_search.methods.export._base import ExportFormat, ExportOptions, LoadedAdapter, MergedDtype, OnnxPrecision
 from loraxs_search.methods.export.gguf import GGUF
 from loraxs_search.methods.export.onnx import ONNX
-from loraxs_search.methods.names import FILES, NATIVE, ROOT
 from loraxs_search.plugins import EntryPoints
 from loraxs_search.records.task import BaseModelRef
 from loraxs_search.tasks.asking import asking_code, base_code, between_texts, loading_code, prompt_section

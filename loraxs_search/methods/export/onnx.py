@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from loraxs_search.errors import UsageError, extra_hint
 from loraxs_search.home import disk_faults, file_sha256, write_atomic
 from loraxs_search.manifest import Manifest
-from loraxs_search.methods._base import Method
+from loraxs_search.methods._base import ADAPTER, ROOT, Method, R
 from loraxs_search.methods._peft import unloaded
 from loraxs_search.methods.export._base import ExportFormat, ExportOptions, LoadedAdapter, OnnxPrecision
-from loraxs_search.methods.names import ADAPTER, ROOT, R
 from loraxs_search.tasks.asking import between_texts
 from loraxs_search.tasks.kinds import kind_of
 

@@ -26,8 +26,8 @@ from loraxs_search.base_model.layers import matrix
 from loraxs_search.errors import BaseModelError, UsageError
 from loraxs_search.factors.compute import FactorKey, Factors
 from loraxs_search.factors.store import FINGERPRINT_TOLERANCE, FactorStore, agrees, fingerprint
+from loraxs_search.methods._base import R
 from loraxs_search.methods.loraxs.config import LoraXSConfig, ModuleSettings
-from loraxs_search.methods.names import R
 from loraxs_search.methods.starting import StartHeader, start_tensor
 
 _stack: list[FactorStore] = [FactorStore()]

@@ -20,10 +20,9 @@ from loraxs_search.base_model.layers import matrix
 from loraxs_search.engine.layers import RowMap, RowSegment
 from loraxs_search.factors.compute import FactorKey, Factors
 from loraxs_search.factors.store import FactorStore
-from loraxs_search.methods._base import PackedAdapter
+from loraxs_search.methods._base import ADAPTER, ROOT, PackedAdapter, R
 from loraxs_search.methods.loraxs.config import LoraXSConfig, ModuleSettings
 from loraxs_search.methods.loraxs.layer import factors_for, starting_r
-from loraxs_search.methods.names import ADAPTER, ROOT, R
 
 
 class PackedR(PackedAdapter):

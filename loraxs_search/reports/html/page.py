@@ -23,7 +23,7 @@ from loraxs_search.reports.html.figures import FIGURES
 from loraxs_search.reports.html.summary import ReportFacts, Summary, duration, summary
 from loraxs_search.reports.leaderboard import leaderboard_table, value_cell
 from loraxs_search.studies.folder import StudyFolder
-from loraxs_search.studies.info import read_text
+from loraxs_search.studies.record_files import read_text
 from loraxs_search.versions import installed
 
 if TYPE_CHECKING:

@@ -21,9 +21,8 @@ from loraxs_search.registry.promotion import TRY_NEXT, PromotionTest, Scored
 from loraxs_search.reports.leaderboard import LeaderboardRow, leaderboard, score_warnings, shown_baselines
 from loraxs_search.reports.study_status import Progress
 from loraxs_search.steering import steered
-from loraxs_search.studies.confirmations import uses
 from loraxs_search.studies.folder import StudyFolder
-from loraxs_search.studies.info import StudyInfo
+from loraxs_search.studies.record_files import StudyInfo, uses
 
 _WORDS = {
     TrialState.COMPLETE: "complete",

@@ -30,8 +30,8 @@ from loraxs_search.search_space.load import Overrides, SpaceSource, load_space
 from loraxs_search.search_space.space import Space
 from loraxs_search.steering import foreseen, steered, take_commands
 from loraxs_search.studies.folder import StudyFolder, studies_root
-from loraxs_search.studies.info import StudyInfo
 from loraxs_search.studies.mirror import fetch, mirrored
+from loraxs_search.studies.record_files import StudyInfo
 from loraxs_search.studies.storage import Storage
 from loraxs_search.tasks.kinds import kind_of
 from loraxs_search.tracking.store import ensure_store

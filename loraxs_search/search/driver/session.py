@@ -61,8 +61,8 @@ from loraxs_search.search.tune.time_budget import TimeBudget
 from loraxs_search.search_space.space import Space, notes, trial_shapes
 from loraxs_search.steering import SteeredStudy, steered, take_commands
 from loraxs_search.studies.folder import StudyFolder
-from loraxs_search.studies.info import StudyInfo
 from loraxs_search.studies.mirror import mirrored
+from loraxs_search.studies.record_files import StudyInfo
 from loraxs_search.tasks.kinds import kind_of
 from loraxs_search.versions import with_python
 

@@ -37,7 +37,7 @@ from loraxs_search.search.hosts.host_actor import HostActor, HostProxy
 from loraxs_search.search.hosts.host_config import HostConfig
 from loraxs_search.search_space.space import Space, describe
 from loraxs_search.studies.folder import StudyFolder
-from loraxs_search.studies.info import StudyInfo
+from loraxs_search.studies.record_files import StudyInfo
 from loraxs_search.tasks.report import data_warnings
 
 _logger = logging.getLogger(__name__)

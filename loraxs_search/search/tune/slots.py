@@ -41,7 +41,7 @@ from loraxs_search.search.cluster.connection import MAX_RESTARTS, living_nodes
 from loraxs_search.search.hosts.answers import kill
 from loraxs_search.search.hosts.pool import StudyActors
 from loraxs_search.search.tune.advancer import Place, TrialAdvancer, find_place
-from loraxs_search.studies.info import StudyInfo
+from loraxs_search.studies.record_files import StudyInfo
 
 SPEC = "spec"
 RESOURCES = "resources"

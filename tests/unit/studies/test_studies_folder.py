@@ -35,8 +35,8 @@ from loraxs_search.search_space.load import load_space, parse_space
 from loraxs_search.search_space.space import Space
 from loraxs_search.studies import snapshots
 from loraxs_search.studies.folder import CommandInbox, StudyFolder, list_studies, studies_root
-from loraxs_search.studies.info import STUDY_FORMAT
 from loraxs_search.studies.mirror import Mirror, fetch
+from loraxs_search.studies.record_files import STUDY_FORMAT
 from loraxs_search.studies.snapshots import read_reports
 from loraxs_search.studies.storage import Storage
 from loraxs_search.trial.snapshot import Snapshot

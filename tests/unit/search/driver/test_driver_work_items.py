@@ -32,8 +32,8 @@ from loraxs_search.search.driver import work_items
 from loraxs_search.search.driver.result import lacks_baseline
 from loraxs_search.search.driver.work_items import BaseModelBaseline, StudyBaselines, WorkItem
 from loraxs_search.search.hosts.answers import HOST_LOST
-from loraxs_search.studies.confirmations import Confirmations
 from loraxs_search.studies.folder import StudyFolder
+from loraxs_search.studies.record_files import Confirmations
 from loraxs_search.tasks.kinds import KINDS
 
 
