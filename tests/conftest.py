@@ -20,9 +20,9 @@ import hypothesis
 import pytest
 from faults.world import titled, tree
 from filelock import FileLock
-from support.ports import free_port
 from support.said import Said
 from support.servers import MlflowServer
+from support.shell import free_port
 from support.spaces import QUICKSTART, REVIEWS, SMOLLM2, SPACE
 
 # Machines are noisy, and pytest-timeout ends what hangs. `make explore` looks for new examples.
@@ -308,8 +308,8 @@ def install(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def make_adapter():
-    """Make an adapter folder as the registry hands it out; `support.sealed` says from what."""
-    from support.sealed import make_adapter
+    """Make an adapter folder as the registry hands it out; `support.toys` says from what."""
+    from support.toys import make_adapter
 
     return make_adapter
 

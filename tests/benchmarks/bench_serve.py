@@ -50,7 +50,7 @@ from loraxs_search.tasks.prepared import load_data
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `support`, which the suite shares
 
-from support.sealed import manifest_of
+from support.toys import manifest_of
 
 RANK, PORT_WAIT_S = 8, 0.05
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support.searched_studies import ScriptedDriver
-from support.studies import study
+from support.studies import ScriptedDriver, study
 
 from loraxs_search.base_model.locate import locate
 from loraxs_search.records.task import BaseModelRef

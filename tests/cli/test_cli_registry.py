@@ -8,8 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.searched_studies import Tried, confirm, searched
-from support.studies import TASK
+from support.studies import TASK, Tried, confirm, searched
 from support.toys import TASK as TOY
 from support.toys import adapter, candidate
 

@@ -8,11 +8,9 @@ import shutil
 from typing import Any
 
 import pytest
-from support.aged import age
-from support.reports import measured as report
-from support.searched_studies import ScriptedDriver, Tried, searched
-from support.studies import study
+from support.studies import ScriptedDriver, Tried, age, searched, study
 from support.toy_language import writing
+from support.toys import measured as report
 
 from loraxs_search import watch
 from loraxs_search.cli._out import shown_bytes

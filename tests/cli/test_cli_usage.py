@@ -17,9 +17,8 @@ import pytest
 import typer.main
 import yaml
 from support.said import Said
-from support.searched_studies import Tried, searched
 from support.spaces import catalogue_task
-from support.studies import TASK, study
+from support.studies import TASK, Tried, searched, study
 
 import loraxs_search
 from loraxs_search.cli._main import app, run

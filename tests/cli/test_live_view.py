@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import pytest
 from rich.console import Console
-from support.searched_studies import FACTS, begun, ended, reported, training
+from support.studies import FACTS, begun, ended, reported, training
 from support.terminal import Terminal
 
 from loraxs_search.cli._live import LiveView, draw

@@ -16,12 +16,9 @@ from support.said import Said
 from support.toy_language import choosing, save_base, writing
 
 import loraxs_search
-from loraxs_search.base_model.layers import linear_modules
-from loraxs_search.base_model.locate import locate
 from loraxs_search.cli._main import run
 from loraxs_search.errors import TaskDataError, UsageError
 from loraxs_search.records.adapter import Prediction
-from loraxs_search.records.task import BaseModelRef, Task, TaskModel
 
 TEXTS = ["a moving, funny film", 'it says "no"', "two\nlines\tand a tab", "ende, süß"]
 ROWS = ("w1", "w2 w3", "w4", "w5", "w6 w7", "w8")
@@ -60,14 +57,8 @@ def lines_of(said: Said) -> list[dict[str, str]]:
 @pytest.fixture
 def make_headless(make_adapter, tmp_path):
     """Make an adapter of a decoder, for a task without a head."""
-    save_base(tmp_path / "base")
-    base = locate(BaseModelRef(str(tmp_path / "base")))
-    modules = tuple(module.name for module in linear_modules(base, TaskModel("AutoModelForCausalLM")))
-
-    def make(task: Task) -> Path:
-        return make_adapter(tmp_path / "decoder", base, task=task, seed=3, rank=4, target_modules=modules)
-
-    return make
+    base = save_base(tmp_path / "base")
+    return lambda task: make_adapter(tmp_path / "decoder", base, task=task, seed=3, rank=4)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import json
 
 import pytest
 from support.browsers import CHROMIUM, WIDTHS, chromium, opened
-from support.searched_studies import Tried, confirm, recorded_search, searched
+from support.studies import Tried, confirm, recorded_search, searched
 
 from loraxs_search.reports.html.page import write_report
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.reports import METRIC, report, together
+from support.toys import METRIC, report, together
 
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.trial import TrialReport

@@ -24,10 +24,9 @@ import typer
 import yaml
 from support.in_process import InProcess
 from support.pages import BENCHMARKS, CONTRIBUTING, PAGES, README, ROOT, SEARCH_SPACES
-from support.ports import free_port
-from support.sealed import promote, seal
-from support.shell import Shell
+from support.shell import Shell, free_port
 from support.spaces import QUICKSTART
+from support.toys import promote, seal
 
 import loraxs_search
 from loraxs_search.base_model.locate import locate
@@ -217,7 +216,7 @@ def test_validation_rows_choose_without_bias_and_test_rows_decide_without_luck(t
 # ---- README.md -------------------------------------------------------------------------------------------------------
 OURS = README.commands("loraxs-search")
 # Whatever has an address runs on a cluster, in tests/integration/test_cluster.py; `ui` in
-# tests/cli/test_ui_browser.py; `launch` is the search that all these tests share.
+# tests/cli/test_cli_search.py; `launch` is the search that all these tests share.
 ELSEWHERE = [command for command in OURS if "--address" in command.args or command.args[0] in ("ui", "serve")]
 (WRITES,) = [command for command in OURS if command.args[:2] == ["launch", "movie_reviews_text"]]
 FIRST = next(i for i, command in enumerate(OURS) if command.args[0] == "init")

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from support.ports import free_port
+from support.shell import free_port
 
 from faults.world import kill_tree
 

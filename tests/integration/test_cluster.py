@@ -24,8 +24,7 @@ import pytest
 from faults.nodes import Node, ray_cluster
 from faults.world import World, titled, tree
 from support.pages import CLUSTER, README, ROOT
-from support.ports import free_port
-from support.shell import until
+from support.shell import free_port, until
 
 import loraxs_search
 from loraxs_search.log.events import SearchStarted, ShownEvent, TrialEnded, TrialReported, TrialStarted

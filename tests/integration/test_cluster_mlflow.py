@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 import requests
 from support.pages import ROOT
-from support.ports import free_port
 from support.servers import BUCKET, Server, no_postgres, postgres, responds, seaweedfs
-from support.shell import Shell
+from support.shell import Shell, free_port
 
 pytestmark = [pytest.mark.long(part="storage"), pytest.mark.timeout(500)]
 ADMIN, SEARCHER = ("admin", "a long enough p@ssword"), ("searcher", "another long passw0rd")

@@ -18,11 +18,10 @@ import requests
 import torch
 from mlflow import MlflowClient
 from mlflow.exceptions import RestException
-from support.ports import free_port
-from support.sealed import promote as promote_folder
 from support.servers import MlflowServer, Server, responds
-from support.shell import until
+from support.shell import free_port, until
 from support.toys import HYPERPARAMETERS, TASK, adapter, candidate
+from support.toys import promote as promote_folder
 from support.tracked import Tracked
 
 import loraxs_search

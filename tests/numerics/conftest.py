@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from support.bases import word_tokenizer
-from support.sealed import manifest_of, seal
+from support.toys import manifest_of, seal
 from support.trials import TrialBase, run_alone
 from tokenizers import processors
 from torch import Tensor

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
-from support.bases import FAMILIES, VOCAB, small_classifier
-from support.families import families
+from support.bases import FAMILIES, VOCAB, families, small_classifier
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from support.decoders import save_decoder
-from support.families import families
+from support.bases import families
 from support.toy_language import choosing, save_base, writing
-from support.trials import written_by
+from support.trials import save_decoder, written_by
 from support.word_pairs import WordPairs
 from torch import Tensor
 

@@ -21,8 +21,8 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 from support.bases import save_language_model
-from support.sealed import seal
 from support.toy_language import writing
+from support.toys import seal
 from transformers import AutoTokenizer, BertConfig, GenerationConfig
 
 from loraxs_search import load, predict

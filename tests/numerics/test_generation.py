@@ -17,9 +17,8 @@ import numpy as np
 import pytest
 import torch
 from support import toy_language
-from support.decoders import VOCABULARY, DecoderWorld, tokenizer
-from support.families import families
-from support.trials import write
+from support.bases import families
+from support.trials import VOCABULARY, DecoderWorld, tokenizer, write
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 

@@ -17,9 +17,9 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from support import toy_language
-from support.families import families
+from support.bases import families
 from support.rows import TAGS
-from support.sealed import seal
+from support.toys import seal
 from support.trials import make_spec
 from torch import Tensor
 from torch.nn.functional import linear

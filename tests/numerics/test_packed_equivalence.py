@@ -15,9 +15,8 @@ from typing import Any
 
 import pytest
 import torch
-from support.decoders import DECODERS, DecoderWorld
-from support.families import families
-from support.trials import TrialBase, same_bits, train
+from support.bases import families
+from support.trials import DECODERS, DecoderWorld, TrialBase, same_bits, train
 from torch import nn
 
 from loraxs_search.base_model.load import load_model

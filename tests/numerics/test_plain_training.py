@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 import torch
 from peft import get_peft_model
-from support.decoders import DecoderWorld
-from support.families import families
-from support.trials import distance, train
+from support.bases import families
+from support.trials import DecoderWorld, distance, train
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.decoders import DecoderWorld, made_up_rows
+from support.trials import DecoderWorld, made_up_rows
 
 from loraxs_search.base_model.tokenizer import load_tokenizer
 from loraxs_search.factors.store import FactorStore

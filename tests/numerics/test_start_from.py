@@ -12,8 +12,8 @@ import pytest
 import safetensors.torch
 import torch
 from support import toy_language
-from support.families import families
-from support.sealed import manifest_of
+from support.bases import families
+from support.toys import manifest_of
 from support.trials import make_spec, train, unpacked
 from torch import Tensor
 

@@ -1,14 +1,16 @@
-"""Small bases of many builds, with weights drawn at random."""
+"""Small bases of many builds, with weights drawn at random, and which of them every change is tested on."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from string import ascii_letters, digits
 from typing import Any
 
+import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -27,6 +29,16 @@ from transformers import (
     RobertaConfig,
     XLNetConfig,
 )
+
+USUAL = ("bert", "llama", "smollm")  # an encoder and a decoder: of the same build as what is shipped and shown
+
+
+def families(names: Iterable[str]) -> list[Any]:
+    """Return values of a test's parameter: one or two builds stand for all, and tests of the others are long."""
+    known = list(names)
+    usual = [name for name in known if name in USUAL] or known[:1]
+    return [name if name in usual else pytest.param(name, marks=pytest.mark.long(part="bases")) for name in known]
+
 
 SMALL = {"vocab_size": 40, "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 48}
 BERT = BertConfig(**SMALL)
@@ -136,3 +148,39 @@ def small_classifier(family: str = "bert", seed: int = 0) -> PreTrainedModel:
     """Return a classifier in evaluation mode with weights drawn from a seed."""
     torch.manual_seed(seed)
     return AutoModelForSequenceClassification.from_config(FAMILIES[family]()).eval()
+
+
+SPACED = (  # a space before each answer, as Mistral's
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}<|user|>{{ m.content }}<|assistant|>"
+    "{% else %}{{ ' ' + m.content + eos_token }}{% endif %}{% endfor %}"
+)
+THINKING = (  # thoughts in the last turn alone, as Qwen3's
+    "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' and loop.last %}::{% endif %}"
+    "{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>::{% endif %}"
+)
+CHAT = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def characters(
+    *, prepend: str = "never", begins: bool = False, chat: str | None = None, drops: bool = False
+) -> PreTrainedTokenizerFast:
+    """A tokenizer of single characters; a space is written as the mark that SentencePiece has for it.
+
+    Args:
+        drops: Leave out characters that it does not know, instead of writing `<unk>`.
+    """
+    special = ["<pad>", "<unk>", "<s>", "</s>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
+    ids = {token: i for i, token in enumerate([*special, *"▁\n:?", *ascii_letters, *digits])}
+    raw = Tokenizer(models.BPE(ids, [], unk_token=None if drops else "<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend)
+    raw.decoder = decoders.Metaspace(prepend_scheme=prepend)
+    if begins:
+        raw.post_processor = processors.TemplateProcessing(
+            single="<s> $A </s>", special_tokens=[("<s>", 2), ("</s>", 3)]
+        )
+    names = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    extra = {"extra_special_tokens": special[4:], "chat_template": chat}
+    return PreTrainedTokenizerFast(tokenizer_object=raw, model_max_length=512, **names, **extra)

@@ -28,7 +28,7 @@ from typing import Any, ClassVar, Self
 import pytest
 import requests
 
-from support.ports import free_port
+from support.shell import free_port
 
 
 @dataclass

@@ -1,8 +1,11 @@
-"""The command line as a user starts it: in processes of its own."""
+"""The command line as a user starts it, in processes of its own; ports that are free."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
+import socket
 import subprocess
 import sys
 import time
@@ -93,3 +96,22 @@ class Shell:
         assert done.returncode == 0, done.stderr
         assert "Traceback" not in done.stderr
         return done.stdout
+
+
+# Above those of Ray's workers, and below those that the system gives to whoever asks for any: a server may begin to
+# listen long after its port was chosen.
+_PORTS = range(20_000, 32_000)
+
+
+_given = set[int]()
+
+
+def free_port() -> int:
+    """Return a port of the loopback interface that nobody listens on, and that this process has not given before."""
+    while True:
+        port = random.SystemRandom().choice(_PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            if port not in _given:
+                _given.add(port)
+                return port

@@ -1,8 +1,11 @@
-"""Spaces on the shipped film reviews that search in seconds."""
+"""Spaces on the shipped film reviews that search in seconds, and how many Hypothesis draws."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+from hypothesis import settings
 
 from loraxs_search.records.task import Task
 from loraxs_search.search_space.document import Document
@@ -49,3 +52,6 @@ def catalogue_task(name: str) -> Task:
     task = read_task(document, catalogue_entry(name)[1], Path())
     assert task is not None, document.faults
     return task
+
+
+few = settings(max_examples=200 if "LORAXS_EXPLORE" in os.environ else 15, deadline=None)

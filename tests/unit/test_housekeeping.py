@@ -14,12 +14,9 @@ from typing import Any
 
 import pytest
 import torch
-from support.aged import DAY_S, age, base_name, pulled
 from support.pages import ROOT
-from support.sealed import promote
-from support.searched_studies import Tried, confirm, searched
-from support.studies import TASK, mirrored_study, state, study
-from support.toys import adapter
+from support.studies import DAY_S, TASK, Tried, age, base_name, confirm, mirrored_study, pulled, searched, state, study
+from support.toys import adapter, promote
 from support.tracked import Tracked
 
 import loraxs_search

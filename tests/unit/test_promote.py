@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from support.searched_studies import Tried, confirm, searched
+from support.studies import Tried, confirm, searched
 
 import loraxs_search
 from loraxs_search.errors import HomeError

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.bases import word_tokenizer
-from support.families import families
+from support.bases import families, word_tokenizer
 from transformers import AutoConfig, AutoModel
 
 from loraxs_search.base_model.locate import locate

@@ -12,9 +12,17 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.bases import BERT, DECODERS, GEMMA2, SMOLLM, language_model, save_language_model
-from support.characters import CHAT, characters
-from support.families import families
+from support.bases import (
+    BERT,
+    CHAT,
+    DECODERS,
+    GEMMA2,
+    SMOLLM,
+    characters,
+    families,
+    language_model,
+    save_language_model,
+)
 from torch import nn
 from transformers import (
     AutoModel,

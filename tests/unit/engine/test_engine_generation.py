@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.bases import language_model
-from support.decoders import DECODERS
-from support.families import families
+from support.bases import families, language_model
+from support.trials import DECODERS
 from transformers import PreTrainedModel
 
 from loraxs_search.base_model.attention import use_padded_attention

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.bases import BART, BERT, LLAMA, SMALL, base, language_model
-from support.decoders import DECODERS
-from support.families import families
+from support.bases import BART, BERT, LLAMA, SMALL, base, families, language_model
+from support.trials import DECODERS
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D

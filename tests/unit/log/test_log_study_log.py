@@ -16,9 +16,9 @@ from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
-from support.reports import report
-from support.searched_studies import FACTS
+from support.studies import FACTS
 from support.studies import study as new_study
+from support.toys import report
 
 from loraxs_search.errors import HomeError
 from loraxs_search.home import disk_faults

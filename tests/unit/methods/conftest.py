@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
-from support.bases import FAMILIES, VOCAB
+from support.bases import FAMILIES, VOCAB, families
 from support.bases import small_classifier as make_base
-from support.families import families
-from support.sealed import manifest_of, seal
+from support.toys import manifest_of, seal
 
 from loraxs_search.base_model.locate import locate
 from loraxs_search.factors.store import FactorStore

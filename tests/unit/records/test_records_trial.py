@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.reports import report
+from support.toys import report
 
 from loraxs_search.records.search import CheckpointSelection
 from loraxs_search.records.trial import Hyperparameters

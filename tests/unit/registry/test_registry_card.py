@@ -5,9 +5,8 @@ import re
 from dataclasses import replace
 
 import yaml
-from support.sealed import manifest_of
 from support.toy_language import choosing, writing
-from support.toys import HYPERPARAMETERS
+from support.toys import HYPERPARAMETERS, manifest_of
 
 from loraxs_search.manifest import Manifest
 from loraxs_search.records.search import Baseline, Refit, SliceScore

@@ -16,8 +16,8 @@ import pytest
 import torch
 from mlflow import pyfunc
 from mlflow.exceptions import MlflowException
-from support.sealed import promote, seal
 from support.toy_language import choosing, save_base
+from support.toys import promote, seal
 
 import loraxs_search
 from loraxs_search.base_model.layers import linear_modules

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.sealed import promote, seal
+from support.toys import promote, seal
 
 import loraxs_search
 from loraxs_search.errors import HomeError, IntegrityError, RegistryError, TrackingError, UsageError

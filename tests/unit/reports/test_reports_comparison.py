@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, distribution_to_json
-from support.searched_studies import IDENTITY, Tried, confirm, searched
-from support.studies import TASK
+from support.studies import IDENTITY, TASK, Tried, confirm, searched
 
 from loraxs_search.assets import PROBE
 from loraxs_search.errors import StudyError, UsageError

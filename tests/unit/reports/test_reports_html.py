@@ -8,8 +8,7 @@ from html import unescape
 from html.parser import HTMLParser
 
 import pytest
-from support.searched_studies import Tried, confirm, recorded_search, searched
-from support.studies import TASK, study
+from support.studies import TASK, Tried, confirm, recorded_search, searched, study
 from support.toys import adapter
 
 import loraxs_search

@@ -14,10 +14,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import pytest
-from support.reports import measured
-from support.searched_studies import FACTS, ScriptedDriver, Tried, begun, ended, finishing, reported, searched, training
-from support.studies import study
+from support.studies import FACTS, ScriptedDriver, Tried, begun, ended, finishing, reported, searched, study, training
 from support.toy_language import writing
+from support.toys import measured
 
 import loraxs_search
 from loraxs_search.cli._out import print_leaderboard

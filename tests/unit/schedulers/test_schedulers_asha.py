@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from ray.tune.schedulers import AsyncHyperBandScheduler
-from support.reports import METRIC, report, together
+from support.toys import METRIC, report, together
 
 from loraxs_search.records.search import SearchPlan
 from loraxs_search.records.trial import TrialReport

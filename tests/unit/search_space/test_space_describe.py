@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import FixedTrial
-from support.examples import few
+from support.spaces import few
 
 from loraxs_search.errors import UsageError
 from loraxs_search.records.codec import from_json, to_json

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.samplers import RandomSampler
 from optuna.study import create_study
-from support.examples import few
+from support.spaces import few
 
 from loraxs_search.errors import UsageError
 from loraxs_search.search_space.load import load_space

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import requests
 import uvicorn
-from support.sealed import promote as sealed_promote
-from support.sealed import seal
 from support.toy_language import choosing, save_base, writing
+from support.toys import promote as sealed_promote
+from support.toys import seal
 
 from loraxs_search.base_model.locate import locate
 from loraxs_search.cli.serve import listen

@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 import requests
-from support.ports import free_port
-from support.shell import start
+from support.shell import free_port, start
 
 from loraxs_search.errors import ClusterError
 from loraxs_search.predictor import Predictor

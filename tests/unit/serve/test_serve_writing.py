@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import openai
 import pytest
 import requests
-from support.characters import characters
+from support.bases import characters
 from support.pages import CLUSTER
 from support.trials import written_by
 

@@ -14,9 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.reports import report
-from support.searched_studies import Tried, confirm, searched
-from support.studies import TASK, state, study
+from support.studies import TASK, Tried, confirm, searched, state, study
+from support.toys import report
 
 import loraxs_search
 from loraxs_search.errors import HomeError, StudyError, TrackingError, UnknownTaskError

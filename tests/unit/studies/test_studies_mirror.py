@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.reports import report
 from support.studies import SlowStorage, state, within
 from support.studies import mirrored_study as study
+from support.toys import report
 
 from loraxs_search.errors import StorageError, StudyError
 from loraxs_search.log.clock import Clock

@@ -16,8 +16,7 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import BAD_REQUEST
-from support.reports import report
-from support.toys import HYPERPARAMETERS
+from support.toys import HYPERPARAMETERS, report
 from support.tracked import Tracked
 
 from loraxs_search.log.events import TrialStarted

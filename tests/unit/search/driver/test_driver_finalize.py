@@ -10,12 +10,9 @@ from typing import Any, cast
 
 import pytest
 from safetensors.numpy import save
-from support.reports import measured
-from support.sealed import manifest_of
-from support.searched_studies import Tried, confirm, searched
-from support.toys import HYPERPARAMETERS
+from support.studies import Tried, confirm, do_all, searched
+from support.toys import HYPERPARAMETERS, manifest_of, measured
 from support.toys import TASK as TOY
-from support.work import do_all
 
 from loraxs_search.errors import TaskDataError, TrialDivergedError
 from loraxs_search.manifest import folder_digest, sealed, verify

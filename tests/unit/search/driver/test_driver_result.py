@@ -14,8 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from support.searched_studies import Tried, confirm, searched
-from support.studies import TASK
+from support.studies import TASK, Tried, confirm, searched
 from support.studies import study as new_study
 from support.tracked import Tracked
 

@@ -12,8 +12,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from support.searched_studies import Tried, confirm, searched
-from support.studies import study
+from support.studies import Tried, confirm, searched, study
 from support.toys import HYPERPARAMETERS
 
 from loraxs_search.assets import NOTHING, PROBE

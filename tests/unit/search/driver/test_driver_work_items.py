@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 from ray.exceptions import RayTaskError
-from support.studies import study
+from support.studies import do_all, study
 from support.toys import TASK
 from support.word_pairs import WordPairs
-from support.work import do_all
 
 from loraxs_search.errors import (
     ClusterError,

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from ray.exceptions import ActorDiedError, RayActorError, RaySystemError, RayTaskError
-from support.reports import measured
 from support.studies import TASK
-from support.toys import HYPERPARAMETERS
+from support.toys import HYPERPARAMETERS, measured
 
 from loraxs_search.errors import HomeError, TrialCancelledError, TrialDivergedError
 from loraxs_search.records.codec import from_json, to_json

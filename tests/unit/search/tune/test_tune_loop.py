@@ -14,9 +14,8 @@ from typing import Any, cast
 import pytest
 from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import OutOfMemoryError, RayActorError, RuntimeEnvSetupError
-from support.reports import METRIC, report
-from support.searched_studies import Tried, searched
-from support.studies import TASK
+from support.studies import TASK, Tried, searched
+from support.toys import METRIC, report
 
 from loraxs_search.errors import ClusterError
 from loraxs_search.records.codec import to_json

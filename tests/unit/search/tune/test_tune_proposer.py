@@ -8,7 +8,7 @@ from typing import Any, cast
 import optuna
 import pytest
 from optuna.trial import FrozenTrial
-from support.reports import measured
+from support.toys import measured
 
 from loraxs_search.log.events import TrialEnded, TrialReported, TrialStarted
 from loraxs_search.methods.lora_xs import LoraXS

@@ -14,9 +14,8 @@ from typing import Any
 
 import pytest
 from ray.tune.search import Searcher
-from support.reports import measured
 from support.studies import TASK, study
-from support.toys import HYPERPARAMETERS
+from support.toys import HYPERPARAMETERS, measured
 
 from loraxs_search.errors import HomeError, LoraxsError, UsageError
 from loraxs_search.log.events import TrialEnded

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from support.characters import CHAT, characters
+from support.bases import CHAT, characters
 from support.text_tasks import broken_laws, choosing_task, labelled, refused
 from torch import Tensor
 from torch.nn.functional import cross_entropy

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from support.characters import CHAT, THINKING, characters
+from support.bases import CHAT, THINKING, characters
 from support.text_tasks import NUMBER, SUMS, broken_laws, refused, writing_task
 from transformers import GenerationConfig
 
