@@ -1,6 +1,6 @@
 """What proposes params: Optuna's samplers under Optuna's names, with what a search of tiny adapters can set.
 
-_base.py has the contract, and a study's trials as Optuna has them, read from its log.
+_base.py has the contract; trials.py has a study's trials as Optuna has them, read from its log.
 
 `search/tune/proposer.py` asks the sampler for the next trial. Nothing here is kept on disk: `StudyTrials` reads the
 log, and a proposal is an event in it before anything else has it.

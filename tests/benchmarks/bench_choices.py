@@ -139,8 +139,8 @@ def measure(arms: dict[str, Space], seeds: range, steps: int, split: Split) -> d
             if step == steps or (split == "validation" and step in (steps // 4, steps // 2)):
                 found: dict[str, Any] = pack.evaluate(slots, split)
                 for slot in slots:
-                    own = scores[slot.name.rpartition("/")[0]].setdefault(str(step), [])
-                    own.append(found[slot.name][space.task.metric])
+                    seen = scores[slot.name.rpartition("/")[0]].setdefault(str(step), [])
+                    seen.append(found[slot.name][space.task.metric])
         pack.base.clear()
     return scores
 

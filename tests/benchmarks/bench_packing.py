@@ -93,7 +93,7 @@ class Bench:
         if layers is not None and last:
             blocks = tuple(f"{stack}.{index}." for index in range(len(layers))[-last:])
             names = tuple(name for name in names if name.startswith(blocks))
-        common = {"rank": RANK, "batch_size": BATCH_SIZE, "max_steps": MAX_STEPS, "factor_rank": 64}
+        common: dict[str, Any] = {"rank": RANK, "batch_size": BATCH_SIZE, "max_steps": MAX_STEPS, "factor_rank": 64}
         return [TrialSpec(str(i), {}, Hyperparameters(names, 1e-3, 1e-3, **common, seed=i)) for i in range(count)]
 
     def lone(self) -> Row:
@@ -110,8 +110,9 @@ class Bench:
     def packed(self, num_slots: int, *, prefix: bool = True) -> Row:
         """Time rounds of `num_slots` trials; with `prefix`, layers below the lowest adapted one are skipped."""
         resident, workers = self.resident, workers_for(self.resident.device)
-        cached = {"num_workers": workers[0], "cache_bytes": None if prefix else 0}
-        base = PackedModel(resident.model, resident.factors, resident.modules, **cached)
+        cached = None if prefix else 0
+        parts = resident.model, resident.factors, resident.modules
+        base = PackedModel(*parts, num_workers=workers[0], cache_bytes=cached)
         pack = Pack(base, max_tokens=MAX_TOKENS, executor=PassExecutor(*workers))
         slots = [pack.join(spec, resident.prepared()) for spec in self.specs(num_slots)]
         if prefix and self.arguments.last_k:

@@ -40,8 +40,12 @@ from loraxs_search.tasks.metrics import METRICS
 
 TRUTH, AGREEMENT, ROWS = 0.80, 0.83, 1000
 SEEDS, CHAIN = 2, 20
-ABOUT = ("sequence-classification", DataSource(), "text", "label", "accuracy", "maximize", ("accuracy",))
-TASK = Task("simulated", *ABOUT, labels=("a", "b"))
+TASK = Task(
+    *("simulated", "sequence-classification", DataSource(), "text", "label", "accuracy"),
+    direction="maximize",
+    metrics=("accuracy",),
+    labels=("a", "b"),
+)
 Numbers = npt.NDArray[np.float64]
 
 
@@ -182,14 +186,15 @@ def few_rows(num_pairs: int, seed: int) -> dict[str, dict[str, float]]:
                     labels = random.normal(size=num_rows)
                     answers = [labels + random.normal(size=num_rows) for _ in range(2)]
                 else:
-                    labels = random.integers(0, 2, num_rows)
+                    labels = random.integers(0, 2, num_rows).astype(np.float64)
                     answers = [np.where(random.random(num_rows) < 0.7, labels, 1 - labels) for _ in range(2)]
-                pair = []
+                pair, scored = [], []
                 for name, own in zip("ab", answers, strict=True):
                     scores = {metric: float(METRICS[metric].score(own, labels))}
                     candidate = Candidate(name, name, TASK.name, scores, scores, 1000, "data", "base")
-                    pair.append(Scored(candidate, ScoredRows(own, labels)))
-                significant += (p_value(METRICS[metric], sign, *(each.rows for each in pair)) or 0) <= 0.05
+                    scored.append(ScoredRows(own, labels))
+                    pair.append(Scored(candidate, scored[-1]))
+                significant += (p_value(METRICS[metric], sign, *scored) or 0) <= 0.05
                 promoted += PromotionTest(rule, task, pair[0]).decide(pair[1]).promoted
             found[f"{metric}, {num_rows} rows"] = {"p<=0.05": significant / num_pairs, "error": promoted / num_pairs}
     return found
@@ -208,8 +213,8 @@ def main() -> None:
     for name, rule in RULES.items():
         found[name] = {f"{n} candidates": one_search(rule, n, sizes[0], arguments.seed) for n in (1, 3, 8)}
         found[name]["20 searches"] = chain(rule, 3, sizes[1], arguments.seed + 1)
-    for rule, rows in found.items():
-        print(f"\n{rule}")
+    for title, rows in found.items():
+        print(f"\n{title}")
         for name, values in rows.items():
             print(f"  {name:<14}", "  ".join(f"{key} {value:.4g}" for key, value in values.items()))
     print(f"\n{time.perf_counter() - started:.0f} s")

@@ -24,7 +24,7 @@ from loraxs_search.records.adapter import Answers, LargestTrial
 from loraxs_search.records.trial import Hyperparameters, TrialSpec
 from loraxs_search.registry.factor_sets import factors_at
 from loraxs_search.search.driver.work_items import joined
-from loraxs_search.search.hosts.host_config import HostConfig
+from loraxs_search.search.hosts.host_actor import HostConfig
 from loraxs_search.search_space.load import parse_space
 from loraxs_search.search_space.space import Space
 from loraxs_search.studies.snapshots import read_reports

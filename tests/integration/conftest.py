@@ -18,7 +18,7 @@ from faults.world import Records, losses, read_records
 
 if TYPE_CHECKING:
     from loraxs_search.search.driver.result import SearchResult
-    from loraxs_search.search.hosts.host_config import HostConfig
+    from loraxs_search.search.hosts.host_actor import HostConfig
     from loraxs_search.search_space.space import Space
 
 _RAY = contextlib.ExitStack()
@@ -118,18 +118,18 @@ def simulated(search, monkeypatch):
     from support import simulated_host
 
     from loraxs_search.records.adapter import LargestTrial
-    from loraxs_search.search.hosts import host_config
+    from loraxs_search.search.hosts import host_actor
 
     cloudpickle.register_pickle_by_value(simulated_host)  # hosts cannot import this folder
     make = functools.partial(simulated_host.simulated_host, pace_s=0.01)
-    real = host_config.host_config
+    real = host_actor.host_config
 
     def config(spaces: Sequence[Space]) -> HostConfig:
         made = real(spaces)
         slots = 2 if made.pack_size == "auto" else made.pack_size
         return replace(made, make=make, pack_size=slots, largest=LargestTrial())  # the same for all spaces
 
-    monkeypatch.setattr(host_config, "host_config", config)
+    monkeypatch.setattr(host_actor, "host_config", config)
     return search
 
 

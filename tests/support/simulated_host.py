@@ -21,7 +21,7 @@ from loraxs_search.records.codec import Basis, Split, to_json
 from loraxs_search.records.search import Baseline
 from loraxs_search.records.task import BaseModel, LinearModule, Task
 from loraxs_search.records.trial import AdapterSize, TrialReport, TrialSpec
-from loraxs_search.search.hosts.host_config import HostConfig
+from loraxs_search.search.hosts.host_actor import HostConfig
 from loraxs_search.studies.snapshots import read_reports
 
 LAYERS, WIDTH = 6, 384

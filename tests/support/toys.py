@@ -1,4 +1,4 @@
-"""Adapters of no meaning, sealed as real ones are, with their candidates and reports: for whoever registers and pulls."""
+"""Adapters of no meaning, sealed as real ones are, with candidates and reports: for whoever registers and pulls."""
 
 from __future__ import annotations
 

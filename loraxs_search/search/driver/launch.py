@@ -251,7 +251,7 @@ def _ready(
         store = beside.submit(ensure_store, tracking_uri)
         with connected(address, runtime_env=runtime_env):
             from loraxs_search.search.cluster.doctor import check_nodes
-            from loraxs_search.search.hosts.host_config import host_config
+            from loraxs_search.search.hosts.host_actor import host_config
             from loraxs_search.search.hosts.pool import HostPool
 
             if address is not None:

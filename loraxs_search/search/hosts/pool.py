@@ -33,8 +33,7 @@ from loraxs_search.records.trial import TrialSpec
 from loraxs_search.search.cluster.connection import expected_versions, living_nodes, pinned, start_named
 from loraxs_search.search.cluster.placement import PackSize, SlotCounter, choose_pack_size, share_out, unshared
 from loraxs_search.search.hosts.answers import HOST_LOST, Ask, kill, on_host
-from loraxs_search.search.hosts.host_actor import HostActor, HostProxy
-from loraxs_search.search.hosts.host_config import HostConfig
+from loraxs_search.search.hosts.host_actor import HostActor, HostConfig, HostProxy
 from loraxs_search.search_space.space import Space, describe
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.studies.record_files import StudyInfo

@@ -23,8 +23,7 @@ from loraxs_search.records.task import BaseModel, BaseModelRef, Identity, Task
 from loraxs_search.records.trial import TrialSpec
 from loraxs_search.search.cluster.placement import Node
 from loraxs_search.search.hosts import pool
-from loraxs_search.search.hosts.host_actor import HostActor
-from loraxs_search.search.hosts.host_config import HostConfig
+from loraxs_search.search.hosts.host_actor import HostActor, HostConfig
 from loraxs_search.search.hosts.pool import HostDirectory, HostPool, StudyActors
 from loraxs_search.versions import with_python
 
