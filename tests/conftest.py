@@ -20,9 +20,8 @@ import hypothesis
 import pytest
 from faults.world import titled, tree
 from filelock import FileLock
-from support.said import Said
 from support.servers import MlflowServer
-from support.shell import free_port
+from support.shell import Said, free_port
 from support.spaces import QUICKSTART, REVIEWS, SMOLLM2, SPACE
 
 # Machines are noisy, and pytest-timeout ends what hangs. `make explore` looks for new examples.

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import typer.main
 import yaml
-from support.said import Said
+from support.shell import Said
 from support.spaces import catalogue_task
 from support.studies import TASK, Tried, searched, study
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from support.rows import csv_of, drafted, texts
-from support.said import Said
+from support.shell import Said
 from support.spaces import QUICKSTART
 
 import loraxs_search

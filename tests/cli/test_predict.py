@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support.said import Said
+from support.shell import Said
 from support.toy_language import choosing, save_base, writing
 
 import loraxs_search

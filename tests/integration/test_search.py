@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import ray
 import torch
-from support.said import Said
+from support.shell import Said
 from support.studies import state, study
 
 import loraxs_search

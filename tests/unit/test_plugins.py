@@ -1,4 +1,4 @@
-"""Entries of a seam by name."""
+"""Entries of a seam by name, and the name that somebody may have meant."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from support.plugins import write_distribution
 
-from loraxs_search.errors import UsageError
+from loraxs_search.errors import UsageError, meant
 from loraxs_search.plugins import EntryPoints
 
 GROUP = "loraxs_search.test_entries"
@@ -49,3 +49,18 @@ def test_a_module_that_fails_in_any_way_holds_up_no_other_entry(tmp_path, monkey
     assert registry.importable() == {"own": OWN}
     with pytest.raises(UsageError, match=r"`toy` broken .*toy_broken:WORD, but: SyntaxError: "):
         registry.get("broken")
+
+
+def test_the_one_that_is_nearly_the_same_is_meant():
+    for name, known, near in [
+        ("learnin_rate", ["learning_rate", "head_learning_rate"], "learning_rate"),  # clearly nearer than the other one
+        ("movie_review", ["movie_reviews", "movie_reviews_text"], "movie_reviews"),
+        ("reviewz", ["reviews", "reviewx"], ""),
+        ("label-5", [f"label-{number:03d}" for number in range(500)], ""),
+        ("POSITIVE", ["negative", "positive"], "positive"),
+        ("7", ["00006", "00007"], "00007"),
+        ("00008", ["00007"], ""),  # another number is another thing
+        ("reviews:9", ["reviews:1", "reviews@c"], ""),  # nor is what is like it in another way
+        ("sst", ["sst2"], "sst2"),
+    ]:
+        assert meant(name, known) == near, name
