@@ -28,7 +28,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import script
 
 from loraxs_search.records.search import Candidate, Decision, PromotionRule
@@ -46,7 +45,6 @@ TASK = Task(
     metrics=("accuracy",),
     labels=("a", "b"),
 )
-Numbers = npt.NDArray[np.float64]
 
 
 @dataclass

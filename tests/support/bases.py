@@ -150,10 +150,6 @@ def small_classifier(family: str = "bert", seed: int = 0) -> PreTrainedModel:
     return AutoModelForSequenceClassification.from_config(FAMILIES[family]()).eval()
 
 
-SPACED = (  # a space before each answer, as Mistral's
-    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}<|user|>{{ m.content }}<|assistant|>"
-    "{% else %}{{ ' ' + m.content + eos_token }}{% endif %}{% endfor %}"
-)
 THINKING = (  # thoughts in the last turn alone, as Qwen3's
     "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' and loop.last %}::{% endif %}"
     "{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>::{% endif %}"

@@ -176,6 +176,7 @@ def seaweedfs_server(folder: Path) -> tuple[dict[str, str], Server]:
     command += ["-filer", "-s3", f"-s3.port={s3}", f"-s3.config={folder / 's3.json'}", f"-filer.port={filer}"]
     command += [f"-{part}.port={free_port()}" for part in ("master", "volume")]
     command += [f"-{part}.port.grpc={free_port()}" for part in ("master", "volume", "filer", "s3")]
+    command += [f"-s3.port.{part}=0" for part in ("iceberg", "lance")]  # theirs are the same for every server
     account = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "secret"}
     variables = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{s3}", **account}
     return variables, Server(command, folder / "weed.log", lambda: _keeps_files(s3, filer))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,9 +16,8 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
 from loraxs_search.engine.layers import AdaptedBase
-from loraxs_search.engine.passes import Engine, Lengths, PassExecutor, _plan_writing, workers_for
+from loraxs_search.engine.passes import Engine, PassExecutor, _plan_writing, workers_for
 
-Wanted = Mapping[str, Lengths]
 WANTED = st.lists(st.lists(st.integers(0, 90), min_size=1, max_size=40), min_size=1, max_size=9).map(
     lambda rows: {str(trial): np.array(own, dtype=np.int32) for trial, own in enumerate(rows)}
 )
