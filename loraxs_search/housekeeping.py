@@ -354,7 +354,7 @@ def remove_study(name: str, *, runs: bool = False, force: bool = False, dry_run:
             )
         removed = _RemovedStudy(name, folder.path, num_bytes, storage=info.storage, unasked=unasked)
         if runs:
-            count, kept = remove_runs(folder.store_uri(), folder.path, info.task.registered_name, dry_run=dry_run)
+            count, kept = remove_runs(folder.store_uri(), info.study_id, info.task.registered_name, dry_run=dry_run)
             removed = replace(removed, num_runs=count, kept_runs=kept)
         if not dry_run:
             remove_whole(folder.path)

@@ -108,11 +108,7 @@ def recorded(name: str, program: str, home: Path) -> dict[str, Any]:
         "task": {"name": f"task-{name}", "kind": kind, **data, **TASKS[kind]},
         "base_model": BASES[kind],
         "method": {"choice": ["lora-xs", "lora"]},
-        "parameters": {
-            "rank": {"choice": [2, 4]},
-            "learning_rate": {"log_uniform": [1.0e-3, 1.0e-2]},
-            "batch_size": 8,
-        },
+        "parameters": {"rank": {"choice": [2, 4]}, "learning_rate": {"log_uniform": [1.0e-3, 1.0e-2]}, "batch_size": 8},
         "search": {
             **{"trials": trials, "max_steps": steps, "report_every": steps // 2, "seed": 7, "pack_size": pack_size},
             **{"sampler": "random", "scheduler": "none", "precision": "float32"},

@@ -207,11 +207,11 @@ def ui(
     Example: loraxs-search ui reviews
     """
     from loraxs_search.studies.folder import StudyFolder
-    from loraxs_search.tracking.store import recorded_id, run_ui, ui_page
+    from loraxs_search.tracking.store import run_ui, ui_page
 
     folder = StudyFolder.open(study) if study is not None and StudyFolder.exists(study) else None
     uri = folder.store_uri() if folder is not None and tracking_uri is None else resolve_uri(tracking_uri)
-    link = ui_page(uri, study, recorded_id(folder.path) if folder is not None else "")
+    link = ui_page(uri, study, folder.info.study_id if folder is not None else "")
 
     def show(address: str) -> None:
         print(link(address), flush=True)

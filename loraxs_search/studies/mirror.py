@@ -25,7 +25,7 @@ from loraxs_search.studies.storage import Storage
 # What is copied, in this order: a copy that was cut short is one of an earlier moment. What belongs to one machine is
 # not among it.
 _ORDER = (
-    *("tracking.", "space.", "identity.json", "assets/", "assets.json", "baselines."),
+    *("space.", "identity.json", "assets/", "assets.json", "baselines."),
     *("snapshots/", "adapters/", "round.json", JOURNAL, "mlflow.offset", "confirmed/"),
     *("candidates.json", "study.json"),
 )

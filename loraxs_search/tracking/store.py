@@ -1,6 +1,6 @@
 """The store that runs are recorded in: create the embedded one, check a server, delete a study's runs, serve the UI.
 
-What a study folder knows of it, too: the id that its runs carry, and how much of its log they have.
+What a study folder knows of it, too: how much of its log the store has.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import signal
 import socket
 import subprocess
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraxs_search.errors import StudyError, TrackingError
-from loraxs_search.home import disk_faults, ensure_dir, file_lock, home, lock_beside, write_atomic
+from loraxs_search.home import disk_faults, ensure_dir, file_lock, home, lock_beside
 from loraxs_search.log.study_log import JOURNAL, lines_from
 from loraxs_search.mlflow_uri import (
     ENV_PASSWORD,
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
 # Tags of all runs: the study's name, and `search` or `trial`; the id that tells it from others of that name.
 STUDY, KIND, STUDY_ID = "loraxs.study", "loraxs.kind", "loraxs.study_id"
 OFFSET = "mlflow.offset"  # the file that says how much of the log MLflow has
-_ID = "tracking.id"
 DEFAULT_PORT = 5000
 _MORE_PORTS = 20
 _START_S, _END_S = 120.0, 20.0
@@ -105,21 +103,6 @@ def connect(uri: str) -> MlflowClient:
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
-# ---- what a study folder knows of it ---------------------------------------------------------------------------------
-def study_id(folder: Path) -> str:
-    """Return the id that tells this study from one of the same name on another machine; it is made once."""
-    if not (known := recorded_id(folder)):
-        known = f"{folder.name}-{secrets.token_hex(4)}"
-        write_atomic(folder / _ID, known)
-    return known
-
-
-def recorded_id(folder: Path) -> str:
-    """Return the id that the runs of a study folder carry; empty where there are none yet."""
-    path = folder / _ID
-    return path.read_text().strip() if path.exists() else ""
-
-
 def read_offset(folder: Path) -> int:
     """Return how many bytes of a study's log MLflow has; 0 where no line begins there, as after a power cut."""
     try:
@@ -133,10 +116,10 @@ def read_offset(folder: Path) -> int:
 
 def has_waiting(folder: Path) -> bool:
     """Return whether events of a study folder have yet to reach MLflow; it needs no lock, and writes nothing."""
-    return bool(recorded_id(folder)) and any(True for _ in lines_from(folder / JOURNAL, read_offset(folder)))
+    return any(True for _ in lines_from(folder / JOURNAL, read_offset(folder)))
 
 
-def remove_runs(uri: str, folder: Path, experiment: str, *, dry_run: bool = False) -> tuple[int, tuple[str, ...]]:
+def remove_runs(uri: str, study_id: str, experiment: str, *, dry_run: bool = False) -> tuple[int, tuple[str, ...]]:
     """Delete a study's runs as the MLflow UI does, and return their number and the versions whose runs stay.
 
     MLflow can restore them until a user calls `mlflow gc`. It may be repeated. Logged models stay: registered
@@ -145,8 +128,8 @@ def remove_runs(uri: str, folder: Path, experiment: str, *, dry_run: bool = Fals
     Raises:
         TrackingError: the store does not answer, or refuses.
     """
-    study, path = recorded_id(folder), sqlite_path(uri)
-    if not study or (path is not None and not path.exists()):  # an embedded one is not made to be asked
+    path = sqlite_path(uri)
+    if path is not None and not path.exists():  # an embedded one is not made to be asked
         return 0, ()
     if path is None:
         check_server(uri)  # in seconds; a call to a dead server may hang for much longer
@@ -155,7 +138,7 @@ def remove_runs(uri: str, folder: Path, experiment: str, *, dry_run: bool = Fals
 
     try:
         found = client.get_experiment_by_name(experiment)
-        query = f"tags.`{STUDY_ID}` = '{study}'"  # its trials come before the search's own run
+        query = f"tags.`{STUDY_ID}` = '{study_id}'"  # its trials come before the search's own run
         runs = [] if found is None else list(all_pages(client.search_runs, [found.experiment_id], query))
         versions = all_pages(client.search_model_versions, f"name = '{experiment}'")
         named = {it.run_id: f"{experiment}:{it.version}" for it in versions if it.run_id}

@@ -24,7 +24,7 @@ from loraxs_search.methods.lora_xs import LoraXS
 from loraxs_search.mlflow_uri import artifact_root, check_server, ensure_experiment, redact
 from loraxs_search.records.search import CheckpointSelection, SearchPlan
 from loraxs_search.records.trial import TrialReport, TrialState
-from loraxs_search.tracking.store import KIND, OFFSET, STUDY, STUDY_ID, connect, ensure_store, read_offset, study_id
+from loraxs_search.tracking.store import KIND, OFFSET, STUDY, STUDY_ID, connect, ensure_store, read_offset
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -67,6 +67,7 @@ class Tracker:
         uri: The store, as `resolve_uri` gives it.
         experiment: MLflow experiment the runs appear in, created when missing.
         selection: Which step of a trial becomes its adapter; None if that is the last one of each.
+        study_id: Its id, by which its runs are told from those of another study of its name.
         is_ours: Whether the study is this driver's for sure; None if no other machine can continue with it. Where one
             can, from a copy of the log, a run may be that of a trial which was lost with another machine's log, and
             whose number a new one has.
@@ -83,12 +84,13 @@ class Tracker:
         experiment: str,
         selection: CheckpointSelection | None = None,
         *,
+        study_id: str,
         is_ours: Callable[[], bool] | None = None,
     ) -> None:
         self._study, self._folder, self._uri, self._experiment = study, ensure_dir(study_dir), uri, experiment
         self._selection, self._is_ours = selection, is_ours
         self._log_path = study_dir / JOURNAL
-        self._identity = {STUDY: study, STUDY_ID: study_id(study_dir)}
+        self._identity = {STUDY: study, STUDY_ID: study_id}
         self._applied = read_offset(study_dir)
 
         # What earlier events say that later ones are recorded by.

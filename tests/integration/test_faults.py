@@ -31,10 +31,7 @@ def test_a_worker_whose_disk_is_full_ends_the_search_and_with_room_again_it_goes
     (home := folder / "home").mkdir()
     monkeypatch.setenv("LORAXS_HOME", str(home))
     world, two = World(folder, home, base=str(tiny_base)), [nodes.Node(), nodes.Node()]
-    with (
-        stores.disk(folder / "small", 400) as disk,
-        nodes.ray_cluster(two, {1: disk.path / "home"}) as cluster,
-    ):
+    with stores.disk(folder / "small", 400) as disk, nodes.ray_cluster(two, {1: disk.path / "home"}) as cluster:
         world.env |= cluster.env
         disk.fill()
         options = ("full", "--address", cluster.address)

@@ -28,10 +28,10 @@ from loraxs_search.versions import with_python
 class Tracked:
     """Appends to a log, and has the rest of a tracker."""
 
-    def __init__(self, study: str, folder: Path, uri: str, experiment: str) -> None:
+    def __init__(self, study: str, folder: Path, uri: str, experiment: str, study_id: str = "an-id") -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.journal = StudyLog(folder / "journal.jsonl", study)
-        self.tracker = Tracker(study, folder, uri, experiment)
+        self.tracker = Tracker(study, folder, uri, experiment, study_id=study_id)
 
     def search_started(
         self, space_yaml: str, plan: SearchPlan, params: Mapping[str, Scalar] | None = None, gpus: Sequence[str] = ()

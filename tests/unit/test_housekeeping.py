@@ -339,7 +339,7 @@ AT_WORK = "watch it with `loraxs-search status reviews`"
 
 def recorded(folder: StudyFolder, uri: str) -> StudyFolder:
     """Have MLflow know the study and one of its trials."""
-    with Tracked(folder.name, folder.path, uri, "t") as tracker:
+    with Tracked(folder.name, folder.path, uri, "t", folder.info.study_id) as tracker:
         tracker.search_started("task: t", SearchPlan())
         tracker.trial_started("00000", {"rank": 4})
         tracker.trial_finished("00000", TrialState.COMPLETE)

@@ -70,7 +70,8 @@ def open_tracker(folder: StudyFolder, uri: str, mirror: Mirror | None) -> Tracke
     """
     info, selection = folder.info, folder.checkpoint_selection
     is_ours = None if info.storage is None else lambda: mirror is not None and mirror.is_sure
-    return Tracker(folder.name, folder.path, uri, info.task.registered_name, selection, is_ours=is_ours)
+    name, study_id = info.task.registered_name, info.study_id
+    return Tracker(folder.name, folder.path, uri, name, selection, study_id=study_id, is_ours=is_ours)
 
 
 def lacks_baseline(folder: StudyFolder) -> bool:

@@ -223,8 +223,9 @@ def test_threads_do_not_see_each_others_weights_and_nothing_stays_of_a_pass_that
             return head(x)
 
     with ThreadPoolExecutor(num) as pool:
-        for output, own in zip(pool.map(compute, range(num)), heads, strict=True):
-            torch.testing.assert_close(output, alone(module, own, x))
+        outputs = list(pool.map(compute, range(num)))  # all of them: until then the module is not ours alone
+    for output, own in zip(outputs, heads, strict=True):
+        torch.testing.assert_close(output, alone(module, own, x))
     with pytest.raises(ZeroDivisionError), context.computing(row_map([0])):
         raise ZeroDivisionError
     assert context.row_map is None

@@ -59,10 +59,7 @@ def test_trials_are_let_in_by_arrival_up_to_the_slots_and_once_each():
     assert admit([going], [late], 2) == ([late], [])
 
 
-@given(
-    st.lists(st.tuples(st.integers(0, 100), st.integers(1, 60)), min_size=1, max_size=24),
-    st.integers(1, 6),
-)
+@given(st.lists(st.tuples(st.integers(0, 100), st.integers(1, 60)), min_size=1, max_size=24), st.integers(1, 6))
 def test_every_trial_is_scored_once_whenever_it_comes(comers, num_slots):
     named = [(str(place), *comer) for place, comer in enumerate(comers)]
     names = [name for _, together in play(named, num_slots) for name in together]

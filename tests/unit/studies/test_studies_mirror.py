@@ -284,7 +284,7 @@ def test_what_speaks_of_files_is_copied_after_them_and_a_machines_own_is_not(fir
     write, keys = Storage.write, list[str]()
     last_to_first = [
         *("study.json", "candidates.json", "confirmed/00001.json", "journal.jsonl", "adapters/00001/manifest.json"),
-        *("snapshots/00001", "baselines.json", "identity.json", "space.yaml", "tracking.id"),
+        *("snapshots/00001", "baselines.json", "identity.json", "space.yaml"),
     ]
     for name in (*last_to_first, "optuna.jsonl", ".tracking.lock", "snapshots/.00001.part", "tune/x", "study.lock"):
         path = first.path / name

@@ -221,7 +221,7 @@ def test_the_run_of_a_trial_lost_with_a_log_is_not_that_of_the_next_one_of_its_n
     """A machine told MLflow of t1 and was lost before t1 was in the copy that another one goes on from."""
 
     def told(folder: Path, trial_id: str, at: float, *, is_ours: bool = True) -> None:
-        tracker = Tracker("s1", folder, store_uri, "exp", is_ours=lambda: is_ours)
+        tracker = Tracker("s1", folder, store_uri, "exp", study_id="1", is_ours=lambda: is_ours)
         started = TrialStarted(at=at, trial_id=trial_id, params={}, hyperparameters=HYPERPARAMETERS)
         StudyLog(folder / "journal.jsonl", "s1").append(started)
         tracker.close(timeout=10.0 if is_ours else 1.0)
@@ -244,7 +244,7 @@ def test_the_run_of_a_trial_lost_with_a_log_is_not_that_of_the_next_one_of_its_n
     assert after["t1"] != before["t1"]
     assert look(store_uri).children[aside].info.status == "KILLED"
     (copy / "mlflow.offset").unlink()
-    tracker = Tracker("s1", copy, store_uri, "exp", is_ours=lambda: True)
+    tracker = Tracker("s1", copy, store_uri, "exp", study_id="1", is_ours=lambda: True)
     assert tracker.close()
     assert runs() == after
 

@@ -26,8 +26,9 @@ from loraxs_search.records.trial import TrialState
 from loraxs_search.reports.html import page
 from loraxs_search.search.driver import result as sync_module
 from loraxs_search.search.driver.launch import resume
-from loraxs_search.search.driver.result import SearchResult, Synced, record_end, sync
+from loraxs_search.search.driver.result import SearchResult, Synced, open_tracker, record_end, sync
 from loraxs_search.studies.folder import StudyFolder
+from loraxs_search.studies.mirror import fetch, mirrored
 from loraxs_search.studies.storage import Storage
 from loraxs_search.tracking.store import connect
 
@@ -76,7 +77,7 @@ def over(store_uri, monkeypatch):
     """A search that ended, whose driver was killed before it could say so; its folder is at its store."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store_uri)
     folder = searched("s", [Tried({"rank": 4}, 0.8), Tried({"rank": 8}, 0.7)])
-    with Tracked("s", folder.path, store_uri, "t") as tracker:
+    with Tracked("s", folder.path, store_uri, "t", folder.info.study_id) as tracker:
         tracker.search_started("", folder.info.search)
     object.__setattr__(folder.info, "tracking_uri", store_uri)
     return folder
@@ -104,7 +105,7 @@ def test_a_finished_search_gets_its_report_once_unless_it_is_not_in_the_folder(o
 
 
 def test_a_report_that_cannot_be_made_stops_nothing(over, store_uri, monkeypatch, caplog):
-    with over.lock(), Tracked("s", over.path, store_uri, "t") as tracked:
+    with over.lock(), Tracked("s", over.path, store_uri, "t", over.info.study_id) as tracked:
         record_end(over, tracked.journal)
     report = over.path / "report.html"
     assert 'class="state finished"' in report.read_text(), "while its driver holds it, it is not running"
@@ -171,6 +172,21 @@ def test_a_study_that_another_machine_went_on_with_is_left_to_it(stored, tmp_pat
     assert list(sync()) == [Synced("one", "complete")]
     storage.write("one/journal.jsonl", journal + b'{"event": "DriverStarted", "since": 1.0, "at": 1.0}\n', version)
     assert [each.state for each in sync()] == ["elsewhere"]
+
+
+def test_a_machine_that_goes_on_from_an_early_copy_goes_on_in_the_same_runs(store_uri, tmp_path, monkeypatch):
+    """The copy was made before MLflow knew of the study, and stayed so while the storage was away."""
+    (tmp_path / "shared").mkdir()
+    folder = new_study("s", store_uri, storage=Storage(str(tmp_path / "shared")).uri)
+    for home in ("", "another"):
+        if home:
+            monkeypatch.setenv("LORAXS_HOME", str(tmp_path / home))
+            folder = fetch("s", Storage(str(tmp_path / "shared")))
+        with folder.lock(), mirrored(folder, pytest.fail) as mirror:
+            pass
+        folder.journal().append(DriverStarted(since=0.0, plan=folder.info.search))
+        assert open_tracker(folder, store_uri, mirror).close()
+    assert len(runs(store_uri)[1]) == 1
 
 
 def test_an_end_that_is_recorded_here_is_in_the_copy_too(stored):

@@ -100,10 +100,7 @@ def test_the_first_trial_of_other_spaces():
         # A constant decides.
         ({"rank": "8", "learning_rate": BY_RANK}, {"learning_rate": 1.6e-2}),
         # What hangs on the rate is chosen by it, whatever the order in the file: it comes after the rank.
-        (
-            {"learning_rate": "{choice: [0.004, 0.008]}", HEAD: HANGS},
-            {"rank": 16, "learning_rate": 0.008, HEAD: 0.004},
-        ),
+        ({"learning_rate": "{choice: [0.004, 0.008]}", HEAD: HANGS}, {"rank": 16, "learning_rate": 0.008, HEAD: 0.004}),
         # Of a space that only has the recipe's constants, and beyond the ranks that were measured, it is the sampler's.
         (constants | {"learning_rate": "{log_uniform: [1.0e-3, 2.0e-3]}"}, None),
         ({"rank": "128"}, None),
