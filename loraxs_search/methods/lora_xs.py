@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from loraxs_search.methods._base import HeadPlan, Linears, Packing, PlainLora
     from loraxs_search.methods.loraxs import LoraXSConfig
 
-_MEASURED_RANKS = range(1, 65)
+_RANKS = sorted(range(1, 65), key=lambda rank: abs(math.log2(rank / 16)))  # of the recipe: the first that a space has
 _RATE_TIMES_RANK, _MAX_RATE = 0.128, 6.4e-2
 
 
@@ -107,13 +107,12 @@ class LoraXS(PeftMethod):
         AdamW moves each of R's numbers by the rate, so R as a whole by up to `rank` times the rate. Measured for ranks
         1 to 64, on two or three tasks: "A recipe" and "How few numbers suffice" in tests/benchmarks/README.md.
         """
-        ranks = sorted(_MEASURED_RANKS, key=lambda each: abs(math.log2(each / 16)))  # a space takes the first it has
         rank, rates = params.get("rank"), tuple[float, ...]()
-        if isinstance(rank, int) and rank <= max(_MEASURED_RANKS):
+        if isinstance(rank, int) and rank <= max(_RANKS):
             best = min(_RATE_TIMES_RANK / rank, _MAX_RATE)
             rates = tuple(float(f"{rate:.2g}") for rate in (best, best / 2))
         return {
-            "rank": ranks,
+            "rank": _RANKS,
             "target_modules": ("all-linear",),
             "basis": (Hyperparameters.basis,),
             "scale": (Hyperparameters.scale,),

@@ -71,16 +71,17 @@ _NUMBER = re.compile(
     rf"|\*\*-?[0-9]+|!(?=[ ]?[=*/+^-])|{_HYPHENED})?"
 )
 # How digits may be grouped and where their decimals begin: 1 234,5 and 1'234.5; 1,234.5; 1.234,5; 1.234.567; 0,5.
-_GROUPED = (
-    re.compile(
+_GROUPED = [
+    re.compile(form)
+    for form in (
         rf"[1-9][0-9]{{0,2}}({_SPACE}|['\N{{RIGHT SINGLE QUOTATION MARK}}_])[0-9]{{3}}(?:\1[0-9]{{3}})*"
-        r"(?:[.,](?P<part>[0-9]+))?"
-    ),
-    re.compile(r"[1-9][0-9]{0,2}(?:,[0-9]{3})+(?:\.(?P<part>[0-9]+))?"),
-    re.compile(r"[1-9][0-9]{0,2}(?:\.[0-9]{3})+,(?P<part>[0-9]+)"),
-    re.compile(r"[1-9][0-9]{0,2}(?:\.[0-9]{3}){2,}"),
-    re.compile(r"[0-9]*(?:[.,](?P<part>[0-9]+))?"),
-)
+        r"(?:[.,](?P<part>[0-9]+))?",
+        r"[1-9][0-9]{0,2}(?:,[0-9]{3})+(?:\.(?P<part>[0-9]+))?",
+        r"[1-9][0-9]{0,2}(?:\.[0-9]{3})+,(?P<part>[0-9]+)",
+        r"[1-9][0-9]{0,2}(?:\.[0-9]{3}){2,}",
+        r"[0-9]*(?:[.,](?P<part>[0-9]+))?",
+    )
+]
 _LATEX_COMMA = re.compile(r"(?<=[0-9])(?:\{,\}|\\[,!])(?=[0-9]{3})")
 _EXACT = Context(prec=2 * _MOST_DIGITS)  # of the longest digits, and of an exponent of two digits
 _IN_LATEX = re.compile(r"(?:(?:frac|sqrt)\{?|\}\{)$")  # a number that is a part of a formula
