@@ -24,6 +24,12 @@ from loraxs_search.mlflow_uri import resolve_uri, sqlite_path
 _END_AFTER_S = 30  # after a signal, whatever connections are still open
 
 
+def _checked_keep(keep: tuple[str, Path] | None) -> tuple[str, Path] | None:
+    if keep is not None and keep[0] != "unsure":
+        raise UsageError(f"`--keep` must be `unsure DIR`, but got {keep[0]} {keep[1]}.")
+    return keep
+
+
 def serve(  # noqa: PLR0913, PLR0917  # each is an option
     tasks: list[str] | None = Argument(None, help="Tasks of the registry, all on one base."),
     every: bool = Option(False, "--all", help="Serve every task on the base of the first."),
@@ -35,6 +41,13 @@ def serve(  # noqa: PLR0913, PLR0917  # each is an option
     ),
     max_rows: int = Option(1024, help="Rows that one request may have.", min=1),
     queue: int = Option(2048, help="Rows that may wait; beyond it, 429.", min=1),
+    keep: tuple[str, Path] | None = Option(
+        None,
+        help="Keep rows that are not answered surely in DIR, for labels by hand.",
+        metavar="unsure DIR",
+        callback=_checked_keep,
+    ),
+    keep_mb: int = Option(64, help="Megabytes that --keep may fill, for each API key.", min=1),
     device: str | None = Option(
         None, help="Where to compute: cpu, cuda or cuda:1. Default: cpu; on a cluster, GPUs if any."
     ),
@@ -51,6 +64,11 @@ def serve(  # noqa: PLR0913, PLR0917  # each is an option
     POST /classify takes rows: {"model": TASK, "input": ["a text"]}. POST /v1/completions and /v1/chat/completions are
     OpenAI's, for adapters that write. GET /v1/models, /health, /ready and /metrics tell of the server. GET / is a page
     to try the tasks on.
+
+    With --keep, DIR/TASK.jsonl gets each row whose answer is not sure, with its probabilities; with keys, each key has
+    its own folder there. Fill in the labels, delete the rest, add the lines to the training file, and `launch` again.
+    In /metrics, loraxs_answers_total counts answers by task, label and sureness, and loraxs_test_share is the share of
+    each label in the test rows: where the two drift apart, label new rows.
 
     It listens only on this machine unless --host says otherwise. Ctrl-C or SIGTERM answers what was asked, and ends.
 
@@ -96,6 +114,7 @@ def serve(  # noqa: PLR0913, PLR0917  # each is an option
     uri = resolve_uri(tracking_uri)
     if address is not None:
         asked = {"tasks": tasks or (), "tracking_uri": uri, "max_bytes": limit, "max_rows": max_rows, "queue": queue}
+        asked |= {"keep": None if keep is None else str(keep[1].absolute()), "keep_mb": keep_mb}
         _serve_on(address, asked, replicas, host=host, port=port, device=device, keys=keys)
         return
     with listen(host, port) as listening:
@@ -108,7 +127,12 @@ def serve(  # noqa: PLR0913, PLR0917  # each is an option
 
         place = str(checked_device(device or "cpu"))
         models = ServedModels(tasks or (), uri=uri, max_bytes=limit, device=place)
-        server = Server(models, keys=keys, limits=Limits(rows=max_rows, waiting_rows=queue))
+        server = Server(
+            models,
+            keys=keys,
+            limits=Limits(rows=max_rows, waiting_rows=queue, kept_bytes=keep_mb * 10**6),
+            keep=None if keep is None else keep[1],
+        )
         at = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
         size = shown_bytes(models.bank.num_bytes)
         config = uvicorn.Config(

@@ -56,6 +56,7 @@ class ServeArgs(BaseModel):
         max_replicas: None means that their number does not change.
         ongoing_requests: Requests in flight at each replica, on average, that replicas are added or removed for.
         api_key_file: A file at this path on every node.
+        keep: Folder on each node for rows that are not answered surely.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -71,6 +72,8 @@ class ServeArgs(BaseModel):
     max_rows: int = Field(1024, ge=1)
     queue: int = Field(2048, ge=1)
     api_key_file: str | None = None
+    keep: str | None = None
+    keep_mb: int = Field(64, ge=1)
 
     @model_validator(mode="after")
     def _ordered(self) -> ServeArgs:
@@ -117,9 +120,10 @@ class _Replica:
             if args.device == "cpu":
                 torch.set_num_threads(args.num_cpus)
             models = ServedModels(args.tasks, uri=uri, max_bytes=args.max_bytes, device=args.device)
-            limits = Limits(rows=args.max_rows, waiting_rows=args.queue)
+            limits = Limits(rows=args.max_rows, waiting_rows=args.queue, kept_bytes=args.keep_mb * 10**6)
             replica = serve.get_replica_context().replica_id.unique_id
-            self._server = Server(models, keys=keys, limits=limits, replica=replica)
+            keep = None if args.keep is None else Path(args.keep)
+            self._server = Server(models, keys=keys, limits=limits, keep=keep, replica=replica)
         except LoraxsError as error:
             raise RuntimeError(f"{_CANNOT}{error.message} {error.hint or ''}".strip()) from error
 

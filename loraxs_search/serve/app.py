@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import hmac
 import json
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,8 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -37,8 +40,10 @@ from loraxs_search.errors import (
     UsageError,
     shortened,
 )
-from loraxs_search.serve.bodies import Answer, ChatBody, ClassifyBody, CompletionBody, ErrorBody, Limits
+from loraxs_search.records.adapter import Prediction
+from loraxs_search.serve.bodies import Answer, Answered, ChatBody, ClassifyBody, CompletionBody, ErrorBody, Limits
 from loraxs_search.serve.engine import Job, ServingEngine
+from loraxs_search.serve.kept_rows import KeptRows, is_sure
 from loraxs_search.serve.served_models import RefusedError, ServedAdapter, ServedModels
 from loraxs_search.versions import installed
 
@@ -48,6 +53,7 @@ ResultT = TypeVar("ResultT")
 _PACKAGE = "loraxs-search"
 _DIGEST_HEADER = "x-loraxs-digest"
 _OPEN_PATHS = ("/", "/health", "/ready")  # that need no key
+_MAX_SERIES = 10_000  # of answers by task and label
 _PAGE = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
 
 
@@ -56,6 +62,7 @@ class Server:
 
     Args:
         keys: API keys, each of which opens the server; without any it is open.
+        keep: Folder for rows that are not answered surely; None keeps none.
         poll_s: Seconds after which names are looked up again.
         replica: Its name, where several servers answer at one address: the label of its numbers.
     """
@@ -66,6 +73,7 @@ class Server:
         *,
         keys: Sequence[str] = (),
         limits: Limits | None = None,
+        keep: Path | None = None,
         poll_s: float = 1.0,
         replica: str | None = None,
     ) -> None:
@@ -74,12 +82,18 @@ class Server:
             models.bank, models.load, max_rows=self.limits.rows_at_once, max_waiting=self.limits.waiting_rows
         )
         self._keys = [key.encode() for key in keys]
+        self._kept = None if keep is None else KeptRows(keep, self.limits.kept_bytes)
         self._numbers = registry = CollectorRegistry()
         # Where others stand beside it, each number says whose it is.
         self._whose = () if replica is None else (replica,)
         whose = ("replica",) * len(self._whose)
         self._requests = Counter("loraxs_requests", "Requests", ["route", "status", *whose], registry=registry)
         self._seconds = Histogram("loraxs_request_seconds", "Time to answer", ["route", *whose], registry=registry)
+        self._answers = Counter(
+            "loraxs_answers", "Answers of adapters", ["task", "label", "sure", *whose], registry=registry
+        )
+        self._series = set[tuple[str, str, bool]]()  # its labels
+        registry.register(_TestShares(models, self._whose))
         gauges: dict[str, tuple[str, Callable[[], float]]] = {
             "loraxs_rows_waiting": ("Rows that wait for a pass", lambda: self.engine.num_waiting),
             "loraxs_rows_computed": ("Rows computed", lambda: self.engine.num_rows),
@@ -134,6 +148,8 @@ class Server:
         finally:
             stopped.set()
             await asyncio.to_thread(self.engine.close)
+            if self._kept is not None:
+                await asyncio.to_thread(self._kept.close)
 
     # ---- routes ------------------------------------------------------------------------------------------------------
     async def classify(self, body: ClassifyBody, request: Request) -> Response:
@@ -144,6 +160,7 @@ class Server:
         jobs = body.jobs(adapter, self.limits)
         self.engine.submit(jobs)
         results = await _unless_gone(request, asyncio.gather(*(job.result for job in jobs)), jobs)
+        self._note_answers(jobs, results, request)
         answer = Answer("classify", body.model, adapter.digest)
         return JSONResponse(
             answer.classification(adapter.manifest.task.labels, results), headers={_DIGEST_HEADER: answer.digest}
@@ -228,12 +245,31 @@ class Server:
             given = key.strip().encode()
             if scheme.lower() != "bearer" or not sum(hmac.compare_digest(given, own) for own in self._keys):
                 answering = _refusal(401, "The header `Authorization: Bearer KEY` must have a key of this server.")
+            scope.setdefault("state", {})["tenant"] = hashlib.sha256(given).hexdigest()[:12]
         try:
             await answering(scope, counted, noted)
         finally:
             route = getattr(scope.get("route"), "path", "other")
             self._requests.labels(route, status, *self._whose).inc()
             self._seconds.labels(route, *self._whose).observe(time.perf_counter() - started)
+
+    def _note_answers(self, jobs: Sequence[Job], results: Sequence[Answered], request: Request) -> None:
+        """Count answers by label, and keep the rows of those that are not sure, where that was asked for."""
+        for job, part in zip(jobs, results, strict=True):
+            assert job.adapter is not None  # the bare base has no answers
+            task, labels = job.adapter.task, job.adapter.manifest.task.labels
+            unsure = list[tuple[Sequence[Any], Prediction]]()
+            for row, answer in zip(part.rows, part.predictions, strict=True):
+                sure = is_sure(answer)
+                series = (task, answer.label if answer.label in labels else "", sure)  # texts are no labels
+                if series not in self._series and len(self._series) >= _MAX_SERIES:
+                    series = ("", "", sure)
+                self._series.add(series)
+                self._answers.labels(series[0], series[1], str(sure).lower(), *self._whose).inc()
+                if not sure and answer.probabilities is not None:
+                    unsure.append((row, answer))
+            if unsure and self._kept is not None:
+                self._kept.add(job.adapter, unsure, request.scope.get("state", {}).get("tenant"))
 
     async def _adapter(self, name: str) -> ServedAdapter | None:
         """Return the adapter of a model's name; None for the bare base of a bank that writes."""
@@ -300,6 +336,24 @@ class Server:
 
         headers = {_DIGEST_HEADER: answer.digest, "cache-control": "no-cache"}
         return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
+
+
+class _TestShares(Collector):
+    """The share of the test rows that each label has, by task: what shares of answers are compared with."""
+
+    def __init__(self, models: ServedModels, whose: tuple[str, ...]) -> None:
+        self._models, self._whose = models, whose
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        names = ["task", "label", *("replica",) * len(self._whose)]
+        shares = GaugeMetricFamily("loraxs_test_share", "Share of the test rows with this label", labels=names)
+        for name, adapter in self._models.served():
+            report = adapter.manifest.by_class
+            if report is not None and name == adapter.task and len(shares.samples) < _MAX_SERIES:
+                total = sum(own.rows for own in report.classes)
+                for own in report.classes:
+                    shares.add_metric([name, own.label, *self._whose], own.rows / total)
+        yield shares
 
 
 async def _unless_gone(request: Request, waiting: asyncio.Future[ResultT], jobs: Sequence[Job]) -> ResultT:

@@ -48,6 +48,7 @@ class Limits:
         stop_chars: Of one stop string.
         waiting_rows: Of all requests that wait; each option counts as a row.
         rows_at_once: Of one pass.
+        kept_bytes: Of an API key's rows that are kept for training.
     """
 
     body_bytes: int = 4 << 20
@@ -58,6 +59,7 @@ class Limits:
     stop_chars: int = 256
     waiting_rows: int = 2048
     rows_at_once: int = 64
+    kept_bytes: int = 64_000_000
 
     def check_count(self, count: int, param: str) -> None:
         """Refuse too many rows, and none."""
@@ -82,13 +84,15 @@ class _Body(BaseModel, extra="forbid", strict=True):
 
 
 @dataclass(frozen=True)
-class _Answered:
+class Answered:
     """Answers to rows.
 
     Args:
+        rows: Their columns' values.
         num_cut: Rows that were longer than the task takes, and were cut.
     """
 
+    rows: Sequence[tuple[Any, ...]]
     predictions: Sequence[Prediction]
     num_tokens: int
     num_cut: int
@@ -106,7 +110,7 @@ class ClassifyBody(_Body):
     ] = True
 
     def jobs(self, adapter: ServedAdapter, limits: Limits) -> list[Job]:
-        """Return the jobs of these rows, none with more than a pass has, unless it is one row; each gives `_Answered`.
+        """Return the jobs of these rows, none with more than a pass has, unless it is one row; each gives `Answered`.
 
         Raises:
             RefusedError, TaskDataError: there is no row, there are too many, or one is not what the task reads.
@@ -127,7 +131,7 @@ class ClassifyBody(_Body):
             """Return the job of some of the rows."""
             own, place = rows[start:stop], SourceLocation("the request", None, range(start, stop))
 
-            def ask(source: RowSource) -> RequestGenerator[_Answered]:
+            def ask(source: RowSource) -> RequestGenerator[Answered]:
                 encoded = kind.encode_questions(own, source.tokenizer, place)
                 if encoded.lost is not None and encoded.num_cut and not self.truncate:
                     longer = np.flatnonzero(encoded.lost).tolist()
@@ -137,7 +141,7 @@ class ClassifyBody(_Body):
                         f" longer: {named}."
                     )
                 predictions = yield from kind.predict(source, encoded, [kind.shown(row) for row in own])
-                return _Answered(predictions, int(encoded.lengths.sum()), encoded.num_cut)
+                return Answered(own, predictions, int(encoded.lengths.sum()), encoded.num_cut)
 
             return Job(adapter, sum(sizes[start:stop]), ask)
 
@@ -394,7 +398,7 @@ class Answer:
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def classification(self, labels: Sequence[str], parts: Sequence[_Answered]) -> Json:
+    def classification(self, labels: Sequence[str], parts: Sequence[Answered]) -> Json:
         """Return the answers to rows: vLLM's shape, and beside it what vLLM has no field for."""
         data: list[Json] = []
         for answer in (answer for part in parts for answer in part.predictions):
