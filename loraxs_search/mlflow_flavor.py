@@ -54,7 +54,7 @@ class MlflowPredictor:
         self._lock = threading.Lock()
 
     def predict(self, model_input: DataFrame) -> DataFrame:
-        """Return the answers as `predict --json` has them: `label`, `score`, and `probabilities` or `entities`.
+        """Return the answers as `predict --json` has them: `label`, `score`, and what else the kind gives.
 
         Args:
             model_input: A row for each question, with the columns that the task reads.
@@ -70,8 +70,8 @@ class MlflowPredictor:
         except LoraxsError as error:  # a server of MLflow answers its own exceptions with status 400 and the message
             hint = f" ({error.hint})" if error.hint else ""
             raise MlflowException.invalid_parameter_value(f"{error.message}{hint}") from error
-        names = ["label", "score"]
-        names += [name for name in ("probabilities", "entities") if any(row[name] is not None for row in answers)]
+        kept = ("probabilities", "expected", "entities")
+        names = ["label", "score", *(name for name in kept if any(row[name] is not None for row in answers))]
         columns = {}
         for name in names:
             own = [row[name] for row in answers]

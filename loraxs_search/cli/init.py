@@ -149,8 +149,8 @@ def init(  # noqa: PLR0913, PLR0917  # each an option
     ),
     kind: str | None = Option(
         None,
-        help="sequence-classification, regression, token-classification, text-generation or multiple-choice;"
-        " default: guessed.",
+        help="sequence-classification, ordinal, multi-label, regression, token-classification, text-generation or"
+        " multiple-choice; default: guessed.",
     ),
     text: str | None = Option(None, help="Column with texts; several with commas."),
     label: str | None = Option(None, help="Column with answers."),

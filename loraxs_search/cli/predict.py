@@ -209,6 +209,8 @@ def _write_rows(
         is_number = it.label is None
         answer: dict[str, Any] = {"prediction": it.score if is_number else it.label}
         answer["score"] = None if is_number else it.score
+        if it.expected is not None:
+            answer["expected"] = it.expected
         if form == "csv":
             digits = ".9g" if is_number else ".6g"
             answer = {name: format(own, digits) if isinstance(own, float) else own for name, own in answer.items()}

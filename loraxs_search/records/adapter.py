@@ -172,10 +172,13 @@ class Prediction:
 
     Args:
         text: The row as people read it.
-        label: The answer in words: the most likely label, a text that was written, or the tag of each word.
+        label: The answer in words: the most likely label, all labels with `|` between, a text that was written, or the
+            tag of each word.
         score: How likely it is; where the answer is a number, that number.
-        probabilities: Of each label of the task, where the answer is one of them.
+        probabilities: Of each label of the task, where the answer is one of them, or some.
         entities: What was found in the text, in its order, where that is asked for.
+        expected: Of an answer on ordered levels, the mean of the levels by their probabilities: of the numbers that
+            they are called, or where one is called otherwise, of their places from 0.
     """
 
     text: str
@@ -183,6 +186,7 @@ class Prediction:
     score: float | None
     probabilities: Mapping[str, float] | None = None
     entities: tuple[Entity, ...] | None = None
+    expected: float | None = None
 
 
 @dataclass(frozen=True)
@@ -226,7 +230,7 @@ class ClassReport:
 
     Args:
         classes: In the order of their ids.
-        confusion: For the rows of each class, how often each class was answered.
+        confusion: For the rows of each class, how often each class was answered; empty where rows have several.
         wrong: The first rows that were answered wrongly, as the adapter reads them.
     """
 

@@ -713,6 +713,7 @@ def _add_mlflow_model(client: MlflowClient, version: Any, manifest: Manifest) ->
         "label": "string",
         "score": "double",
         "probabilities": AnyType(),
+        "expected": "double",
         "entities": AnyType(),
     }
     model = Model(run_id=version.run_id or None, model_id=model_id)

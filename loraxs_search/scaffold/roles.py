@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from difflib import get_close_matches
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unicodedata import category
@@ -22,7 +23,7 @@ from loraxs_search.errors import TaskDataError, UsageError, unknown_name
 from loraxs_search.home import disk_faults, meant_file
 from loraxs_search.tasks.files import SEPARATORS, file_format, read_columns
 from loraxs_search.tasks.kinds import finite_number, items_of
-from loraxs_search.tasks.rows import DATA_ENDINGS, TEXT_NAMES, MalformedFileError, composed
+from loraxs_search.tasks.rows import DATA_ENDINGS, SEPARATOR, TEXT_NAMES, MalformedFileError, composed
 
 # ---- the rows ----
 _MAX_CLASSES = 50  # more need many rows each
@@ -58,6 +59,22 @@ class _Column:
         """The items of each value, where all are lists, maybe in JSON's form as a .csv has them; else nothing."""
         items = list(map(items_of, self.values))
         return items if all(isinstance(own, list) for own in items) else []
+
+    @cached_property
+    def label_sets(self) -> list[list[str]]:
+        """The labels of each value, where all are lists of plain values, or texts with `|` between; else nothing."""
+        items = ("" if value is None else items_of(value) for value in self.values)
+        rows = [it.split(SEPARATOR) if isinstance(it, str) else it for it in items]
+        if not all(isinstance(own, list) and not any(isinstance(it, list | dict) for it in own) for own in rows):
+            return []
+        return [list(dict.fromkeys(name for it in own if (name := composed(str(it).strip())))) for own in rows]
+
+    @cached_property
+    def has_label_sets(self) -> bool:
+        """Whether values are lists of few different labels, or texts with `|` between such."""
+        counts = Counter(name for own in self.label_sets for name in own)
+        is_listed = bool(self.lists) or any(len(own) > 1 for own in self.label_sets)
+        return is_listed and 1 < len(counts) <= min(_MAX_CLASSES, counts.total() // _FEW_REPEATS)
 
     @cached_property
     def is_text(self) -> bool:
@@ -179,9 +196,10 @@ def read_table(path: Path) -> Table:
 
 
 # ---- what is known and what is guessed ----
-CLASSES, NUMBERS, TAGS = "sequence-classification", "regression", "token-classification"
-WRITING, CHOOSING = "text-generation", "multiple-choice"
-_KINDS = (CLASSES, NUMBERS, TAGS, WRITING, CHOOSING)
+CLASSES, LEVELS, SETS, NUMBERS = "sequence-classification", "ordinal", "multi-label", "regression"
+TAGS, WRITING, CHOOSING = "token-classification", "text-generation", "multiple-choice"
+_KINDS = (CLASSES, LEVELS, SETS, NUMBERS, TAGS, WRITING, CHOOSING)
+_LABELLED = (CLASSES, LEVELS, SETS)  # kinds whose labels are named
 
 
 @dataclass(frozen=True)
@@ -274,6 +292,8 @@ _MANY_CLASSES = 20  # no command lists more
 _FEW_REPEATS = 3  # so many, and they may rather be classes than answers in words
 _FEW_NUMBERS = 12  # whole numbers with no more different values are taken for classes
 _FEW_IDS = 20  # the same of numbers from 0 without a gap, as programs number classes
+_LEAST_LEVELS, _MOST_LEVELS = 3, 10  # whole numbers at equal distances, so many of them, are levels
+_SCALES = ("score", "rating", "stars", "grade", "level", "severity", "priority", "relevance")  # which begin at 0 too
 _FEW_PAIRS = 3  # more names that look alike are no mistakes
 _MAX_LISTED = 5
 _DIGITS = re.compile(r"\d+")
@@ -330,14 +350,17 @@ def guess_roles(table: Table, choices: Choices) -> tuple[Roles, Table]:
         pair = next(((lower[one], lower[two]) for one, two in _PAIRS if one in lower and two in lower), None)
         texts = choices.text or pair or (_text(table, (label,)),)
         table = _without_gaps(table, texts, label, choices)
-        kind = kind or _guess_kind(table, label)
-        if kind in (CLASSES, NUMBERS) and len(texts) > 2:
+        if kind is None or (choices.kind is None and table.columns[label].has_label_sets):
+            kind = _guess_kind(table, label)
+        if kind != WRITING and len(texts) > 2:
             raise UsageError(
                 f"`--text` must name one column, or two for pairs of texts, but got {','.join(texts)}.",
                 hint="join them into one column, or use --kind text-generation",
             )
-        _check_answers(table, texts, label, kind, choices)
-        roles = Roles(kind, texts, label, label_counts=_classes(table, label, choices) if kind == CLASSES else {})
+        named = _flat(table, label) if kind == SETS else table
+        _check_answers(named, () if kind == SETS else texts, label, kind, choices)
+        counts = _classes(named, label, choices, kind) if kind in _LABELLED else {}
+        roles = Roles(kind, texts, label, label_counts=counts)
     used = (*roles.texts, label, *roles.option_columns)
     unused = (name for name, own in table.columns.items() if name not in used and any(own.values) and own.is_text)
     return replace(roles, unused=() if choices.text else tuple(unused)), table
@@ -370,9 +393,9 @@ def _check_choices(table: Table, choices: Choices) -> None:
             f" {', '.join(map(repr, table.columns)) or 'none'}.",
             hint="add the other one; fields of a .csv stand between commas, semicolons, tabs or bars",
         )
-    if choices.labels is not None and choices.kind not in (None, CLASSES, TAGS):
+    if choices.labels is not None and choices.kind not in (None, *_LABELLED, TAGS):
         raise UsageError(
-            f"`--labels` must name the classes of {CLASSES} or {TAGS}, but --kind is {choices.kind}.",
+            f"`--labels` must name the labels of {', '.join(_LABELLED)} or {TAGS}, but --kind is {choices.kind}.",
             hint="leave out --labels, or change --kind",
         )
 
@@ -407,7 +430,10 @@ def _label(table: Table, choices: Choices, but: tuple[str, ...] = ()) -> str:
         name: column
         for name, column in table.columns.items()
         if name not in (*but, *(choices.text or ()))
-        and not (column.is_date or column.has_choices or any(isinstance(value, list | dict) for value in column.values))
+        and (
+            column.has_label_sets
+            or not (column.is_date or column.has_choices or any(isinstance(it, list | dict) for it in column.values))
+        )
     }
     if not columns:
         raise TaskDataError(
@@ -424,7 +450,8 @@ def _label(table: Table, choices: Choices, but: tuple[str, ...] = ()) -> str:
         names = numbers or [name for name in names if not columns[name].is_text] or names
     if named := [name for wanted in _LABELS for name in names if _name(name) == wanted]:
         return named[0]
-    few = [name for name in names if len(set(map(str, columns[name].values))) > 1 and columns[name].has_few]
+    several = (name for name in names if len(set(map(str, columns[name].values))) > 1)
+    few = [name for name in several if columns[name].has_few or columns[name].has_label_sets]
     likely = list(dict.fromkeys((*few, *numbers))) if choices.kind != NUMBERS else names
     if len(likely) == 1 or (choices.text and len(names) == 1):
         return (likely or names)[0]
@@ -508,10 +535,16 @@ def _guess_kind(table: Table, label: str) -> str:
         TaskDataError: they may be numbers, which are not written plainly.
     """
     column = table.columns[label]
+    if column.has_label_sets:
+        return SETS
     if column.is_mostly_numbers:
-        values = {float(text) for text in column.counts if _is_number(text)}
-        few = _FEW_IDS if values == set(range(len(values))) else _FEW_NUMBERS
-        return CLASSES if all(map(float.is_integer, values)) and len(values) <= few else NUMBERS
+        values = sorted({float(text) for text in column.counts if _is_number(text)})
+        number, are_ids = len(values), values == list(range(len(values)))
+        if not all(map(float.is_integer, values)) or number > (_FEW_IDS if are_ids else _FEW_NUMBERS):
+            return NUMBERS
+        is_even = len({after - before for before, after in pairwise(values)}) == 1
+        is_scale = is_even and (values[0] != 0 or _name(label) in _SCALES)
+        return LEVELS if is_scale and _LEAST_LEVELS <= number <= _MOST_LEVELS else CLASSES
     if written := next((text for text in column.counts if _GROUPED.fullmatch(text)), None):
         raise TaskDataError(
             f"Each {label} of {table.name} must be a plain number or a class, but got {written!r}"
@@ -554,7 +587,7 @@ def _check_answers(table: Table, texts: Sequence[str], label: str, kind: str, ch
         listed = [f"{text!r} ({table.places_of(label, text)})" for text in odd[:_MAX_LISTED]]
         doubtful = [f"{each} a number, but got {', '.join(listed)}."] if odd else []
         drops |= any(_is_missing(text, column) for text in odd)
-    elif kind == CLASSES and choices.labels is None:
+    elif kind in _LABELLED and choices.labels is None:
         # Names that differ in case alone, or look like a few mistakes.
         usual: dict[str, str] = {}
         for name in sorted(counts, key=lambda name: -counts[name]):
@@ -574,7 +607,7 @@ def _check_answers(table: Table, texts: Sequence[str], label: str, kind: str, ch
         return
     head = [f"{table.name} has {len(faults)} faults:"] if len(faults) > 1 else []
     way = ", or leave out those without text or answer: --drop-empty" if drops and not choices.drop_empty else ""
-    if doubtful and kind == CLASSES and len(counts) <= _MANY_CLASSES:
+    if doubtful and kind in _LABELLED and len(counts) <= _MANY_CLASSES:
         way += f"; if all of them are meant: --labels {shlex.quote(','.join(sorted(counts)))}"
     raise TaskDataError("\n".join([*head, *faults]), hint=f"correct or remove the rows{way}")
 
@@ -596,7 +629,27 @@ def _look(name: str) -> str:
     return " ".join("".join(c for c in name.casefold() if category(c) != "Cf").split())
 
 
-def _classes(table: Table, label: str, choices: Choices) -> dict[str, int]:
+def _flat(table: Table, label: str) -> Table:
+    """Return a table with a row for each label of each row.
+
+    Raises:
+        TaskDataError: a value is neither a list nor a text.
+    """
+    column = table.columns[label]
+    if not column.label_sets:
+        odd = [row for row, it in enumerate(map(items_of, column.values)) if not isinstance(it, str | list | None)]
+        raise TaskDataError(
+            f"Each {label} of {table.name} must be a list of labels, or labels with {SEPARATOR} between, but"
+            f" {table.places(odd or [0])} has another value.",
+            hint="correct or remove the rows",
+        )
+    rows = [row for row, own in enumerate(column.label_sets) for _ in own]
+    lines = [row + 1 if table.lines is None else table.lines[row] for row in rows]
+    columns = {label: _Column([name for own in column.label_sets for name in own])}
+    return replace(table, columns=columns, lines=lines, is_frame=table.is_frame or table.lines is None)
+
+
+def _classes(table: Table, label: str, choices: Choices, kind: str) -> dict[str, int]:
     """Return the classes in id order with the rows that have each; numbers are the same however they are written."""
     counts, labels = table.columns[label].counts, choices.labels
     if labels is None:
@@ -605,6 +658,11 @@ def _classes(table: Table, label: str, choices: Choices) -> dict[str, int]:
             written, counts = counts, Counter()
             for text, count in written.items():
                 counts[_plain(text)] += count
+        if kind == LEVELS and not by_number:
+            raise UsageError(
+                f"The order of the levels in {label!r} must be known, but {min(counts)!r} is no number.",
+                hint="name them with --labels, lowest first",
+            )
         if len(counts) < 2:
             raise TaskDataError(
                 f"Column {label!r} must have two different answers at least, but has only {next(iter(counts), '')!r}.",

@@ -405,6 +405,8 @@ class Answer:
             probs = None if answer.probabilities is None else [answer.probabilities[label] for label in labels]
             one: Json = {"index": len(data), "label": answer.label, "score": answer.score, "probs": probs}
             one["num_classes"] = len(labels)
+            if answer.expected is not None:
+                one["expected"] = answer.expected
             if answer.entities is not None:
                 one["entities"] = [vars(entity) for entity in answer.entities]
             data.append(one)

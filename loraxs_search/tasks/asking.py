@@ -88,6 +88,8 @@ def loading_code(kind: TaskKind, base: BaseModelRef, *, dtype: str | None = "flo
             before = f"labels = {json.dumps(labels, ensure_ascii=False)}\n"
             ids = "label2id={label: number for number, label in enumerate(labels)}"
             options = f", id2label=dict(enumerate(labels)), {ids}"
+        if not kind.is_exclusive and (way := dict(model.config).get("problem_type")):
+            options += f', problem_type="{way}"'  # transformers' pipeline then takes each label by itself
         options += ", ignore_mismatched_sizes=True"  # a checkpoint's head may be for other labels
         options += f', dtype="{dtype}"' if dtype else ""
     code = base_code(base, options)

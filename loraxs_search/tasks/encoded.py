@@ -98,8 +98,8 @@ class EncodedRows:
         types: int8 like `ids.values`, for tokenizers that number their segments.
         positions: Positions of each row's own tokens, from 0, whose last hidden states are read, or the outputs of a
             head that gives one a token, int32 and ascending; None if the head gives one output a row.
-        targets: What each read should give: one a position, or one a row without positions. None if rows are only
-            asked, not learnt.
+        targets: What each read should give: one a position, or without positions as many for each row. None if rows
+            are only asked, not learnt.
         prompts: Beginnings that several rows share: each is computed once for all that continue it. `ids` and
             `positions` are then of what follows it.
         prompt_of: Which of `prompts` each row continues, (N,), int64, ascending.
@@ -218,7 +218,8 @@ class Batch:
             makes them. Padded to the longest row, on the tokenizer's side.
         counts: How much is read of each row, (B,) int64; M in all.
         reads: Row and column of each read, row after row, (M, 2) int64; None if a head gives one output a row.
-        targets: What each read should give, (M,); empty where rows are only asked.
+        targets: What each read should give, (M,), or of several values one after the other; empty where rows are only
+            asked.
         num_tokens: Real tokens, padding not counted.
     """
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import regex
 
 from loraxs_search.records.codec import Direction
-from loraxs_search.tasks.rows import composed
+from loraxs_search.tasks.rows import SEPARATOR, composed
 
 Values = npt.NDArray[Any]
 Numbers = npt.NDArray[np.float64]
@@ -150,6 +150,13 @@ def _explained(sums: Numbers) -> Numbers:
     return np.where(spread > 0, 1 - _ratio(sums[..., 6], spread), 0.0)
 
 
+def _quadratic_kappa(sums: Numbers) -> Numbers:
+    """Return one less the squared errors over those that are expected where labels are said at random."""
+    count, true, said, true_squares, said_squares, _, errors = np.moveaxis(sums, -1, 0)
+    expected = true_squares + said_squares - 2 * true * said / count
+    return np.where(expected > 0, 1 - _ratio(errors, expected), 0.0)
+
+
 def _spearman(predictions: Values, labels: Values) -> Numbers:
     """Return the correlation of ranks of each line, (M,)."""
     from scipy.stats import rankdata
@@ -183,10 +190,18 @@ def _entities(tags: str) -> frozenset[Span]:
     return frozenset(find_entities(tags.split()))
 
 
-def _entity_counts(predictions: Values, labels: Values) -> Numbers:
-    """Return of each row how many entities are found, said and true, (N, 3)."""
-    pairs = ((_entities(said), _entities(true)) for said, true in zip(predictions, labels, strict=True))
-    return np.array([(len(said & true), len(said), len(true)) for said, true in pairs], np.float64).reshape(-1, 3)
+def _set_counts(read: Callable[[str], frozenset[Any]]) -> Callable[[Values, Values], Numbers]:
+    """Return what counts of each row how many items, as `read` finds them, are found, said and true, (N, 3)."""
+
+    def counts(predictions: Values, labels: Values) -> Numbers:
+        pairs = ((read(said), read(true)) for said, true in zip(predictions, labels, strict=True))
+        return np.array([(len(said & true), len(said), len(true)) for said, true in pairs], np.float64).reshape(-1, 3)
+
+    return counts
+
+
+def _set_f1(sums: Numbers) -> Numbers:
+    return _ratio(2 * sums[..., 0], sums[..., 1] + sums[..., 2])
 
 
 def _tag_counts(predictions: Values, labels: Values) -> Numbers:
@@ -197,6 +212,22 @@ def _tag_counts(predictions: Values, labels: Values) -> Numbers:
         pairs = zip_longest(said.split()[: len(tags)], tags, fillvalue=OUTSIDE)
         counts.append((sum(one == other for one, other in pairs), len(tags)))
     return np.array(counts, np.float64).reshape(-1, 2)
+
+
+# ---- several labels a row --------------------------------------------------------------------------------------------
+@lru_cache(maxsize=2**14)
+def label_set(text: str) -> frozenset[str]:
+    """Return the labels of a row, which stand in one text."""
+    return frozenset(filter(None, text.split(SEPARATOR)))
+
+
+def _by_label_of_sets(predictions: Values, labels: Values) -> Values:
+    """Return what `_by_label` does, of rows with several labels or none; (N, 3 labels)."""
+    sets = {text: label_set(text) for text in (*predictions, *labels)}
+    known = sorted(frozenset[str]().union(*sets.values()))
+    has = {text: [name in own for name in known] for text, own in sets.items()}
+    true, said = (np.array([has[text] for text in side], bool) for side in (labels, predictions))
+    return np.concatenate([true, said, true & said], axis=1).astype(np.int8)
 
 
 # ---- texts -----------------------------------------------------------------------------------------------------------
@@ -260,7 +291,8 @@ def _table(*metrics: Metric) -> dict[str, Metric]:
 
 
 # Where a metric is undefined its value here is: f1, precision and recall 0 where nothing is said or true; matthews,
-# pearson and spearman 0 when the predictions or the labels are all the same, and r2 when the labels are.
+# pearson and spearman 0 when the predictions or the labels are all the same, r2 when the labels are, and
+# quadratic_kappa when both are the same one label.
 CLASS_METRICS = _table(
     Metric("accuracy", "maximize", of_rows=_equal, is_share=True),
     Metric("f1", "maximize", _positives, lambda sums: _ratio(2 * sums[..., 0], sums[..., 1])),
@@ -275,10 +307,20 @@ NUMBER_METRICS = _table(
     Metric("rmse", "minimize", _products, lambda sums: np.sqrt(sums[..., 6] / sums[..., 0])),
     Metric("r2", "maximize", _products, _explained),
 )
+LEVEL_METRICS = _table(
+    NUMBER_METRICS["mae"],
+    Metric("quadratic_kappa", "maximize", _products, _quadratic_kappa),
+    CLASS_METRICS["accuracy"],
+)
+LABEL_SET_METRICS = _table(
+    Metric("micro_f1", "maximize", _set_counts(label_set), _set_f1),
+    Metric("macro_f1", "maximize", _by_label_of_sets, _macro_f1),
+    Metric("subset_accuracy", "maximize", of_rows=_equal, is_share=True),
+)
 TAG_METRICS = _table(
-    Metric("f1", "maximize", _entity_counts, lambda sums: _ratio(2 * sums[..., 0], sums[..., 1] + sums[..., 2])),
-    Metric("precision", "maximize", _entity_counts, lambda sums: _ratio(sums[..., 0], sums[..., 1])),
-    Metric("recall", "maximize", _entity_counts, lambda sums: _ratio(sums[..., 0], sums[..., 2])),
+    Metric("f1", "maximize", _set_counts(_entities), _set_f1),
+    Metric("precision", "maximize", _set_counts(_entities), lambda sums: _ratio(sums[..., 0], sums[..., 1])),
+    Metric("recall", "maximize", _set_counts(_entities), lambda sums: _ratio(sums[..., 0], sums[..., 2])),
     Metric("accuracy", "maximize", _tag_counts, lambda sums: _ratio(sums[..., 0], sums[..., 1])),
 )
 TOKEN_METRICS = _table(

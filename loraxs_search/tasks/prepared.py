@@ -486,7 +486,7 @@ def _tokenize(kind: TaskKind, rows: Rows, tokenizer: PreTrainedTokenizerBase, ke
     ragged: dict[str, Any] = {
         name: Ragged.joined(arrays[name], arrays[f"{name}.lengths"]) for name in _RAGGED if name in arrays
     }
-    if "positions" not in ragged:  # rows are learnt by their labels
+    if "targets" not in ragged:  # rows are learnt by their labels
         ragged["targets"] = Ragged.single(rows.labels)
     encoded = EncodedRows(**ragged, types=arrays.get("types"), lost=arrays.get("lost"))
     kind.check_tokens(encoded, rows)
@@ -500,7 +500,7 @@ def _arrays(encoded: EncodedRows) -> dict[str, npt.NDArray[Any]]:
     arrays = {name: it for name in ("types", "lost") if (it := getattr(encoded, name)) is not None}
     for name in _RAGGED:
         own: Ragged | None = getattr(encoded, name)
-        if own is not None and (name != "targets" or encoded.positions is not None):
+        if own is not None:
             arrays |= {name: own.flat(np.arange(len(own))), f"{name}.lengths": own.lengths}
     return arrays
 

@@ -21,6 +21,7 @@ from loraxs_search.records.codec import Split
 from loraxs_search.records.task import Task
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+SEPARATOR = "|"  # between items that are given as one text: a question's options, a row's labels
 _LISTED = 5  # different values that a message names
 
 

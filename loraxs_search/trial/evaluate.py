@@ -63,11 +63,12 @@ def as_answers(data: PreparedTask, split: Split, rows: npt.NDArray[np.int64], sc
         answers = np.full(len(labels), "", object) if labels.dtype.kind in "UO" else np.full(len(labels), -1)
     if split == "test":
         lists["slices"] = {name: tuple(values[row] for row in rows) for name, values in data.slices.items()}
-        names, encoded, wrong = data.task.labels, data.encoded("test"), list[Sample]()
-        if names and labels.dtype.kind == "i" and encoded.prompts is None:  # a classifier's mistakes, as it reads them
+        kind, encoded, wrong = data.kind, data.encoded("test"), list[Sample]()
+        has_classes = data.task.labels and (labels.dtype.kind == "i" or not kind.is_exclusive)
+        if has_classes and encoded.prompts is None:  # a classifier's mistakes, as it reads them
             for place in np.flatnonzero(answers != labels)[:NUM_WRONG_ROWS]:
                 text = str(data.tokenizer.decode(encoded.ids.row(rows[place]), skip_special_tokens=True))
-                wrong.append(Sample(text[:_MOST_SHOWN], names[labels[place]], names[int(answers[place])]))
+                wrong.append(Sample(text[:_MOST_SHOWN], kind.show(labels[place]), kind.show(answers[place])))
         lists["wrong"] = tuple(wrong)
     return Answers(
         predictions=tuple(answers.tolist()),

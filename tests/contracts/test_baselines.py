@@ -30,7 +30,8 @@ from loraxs_search.tasks.baselines import (
 from loraxs_search.tasks.prepared import prepare
 
 SIZES = {"train": 60, "validation": 21, "test": 17}
-KINDS = ["sequence-classification", "regression", "text-generation"]
+KINDS = ["sequence-classification", "ordinal", "multi-label", "regression", "text-generation"]
+METRICS = {"sequence-classification": "accuracy", "ordinal": "mae", "multi-label": "micro_f1", "regression": "pearson"}
 NAMES = [*BASELINES.names(), SameAnswerAs.name]
 LINEAR = ("tfidf", "features")
 FITTING = [(kind, name) for kind in KINDS for name in NAMES if kind != "text-generation" or name not in LINEAR]
@@ -60,10 +61,13 @@ def labelled_task(kind: str, write: Callable[..., str]) -> Task:
         rows = [{"text": f"w{i % 9} {('bad', 'good')[i % 2]} w{i % 7}", "label": i % 2} for i in range(size)]
         if kind == "regression":
             rows = [row | {"label": row["label"] + i / 100} for i, row in enumerate(rows)]
+        if kind == "multi-label":
+            rows = [row | {"label": [row["label"]]} for row in rows]
         files[split] = write(f"{kind}-{split}.jsonl", rows)
-    metric, labels = ("accuracy", ("bad", "good")) if kind == "sequence-classification" else ("pearson", ())
-    source = DataSource(data_files=files)
-    return Task("t", kind, source, "text", "label", metric, "maximize", (metric,), labels=labels, max_length=32)
+    metric, labels = METRICS[kind], () if kind == "regression" else ("bad", "good")
+    direction = "minimize" if metric == "mae" else "maximize"
+    about = (DataSource(data_files=files), "text", "label", metric, direction)
+    return Task("t", kind, *about, (metric,), labels=labels, max_length=32)
 
 
 @pytest.fixture(scope="module")

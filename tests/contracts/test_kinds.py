@@ -35,6 +35,8 @@ COLUMNS = {"columns": {"text": "text", "label": "label"}}
 # A kind's own keys, and how one of its rows is made of a number.
 EXAMPLES: dict[str, dict[str, Any]] = {
     "sequence-classification": COLUMNS | {"labels": ["no", "yes", "maybe"]},
+    "ordinal": COLUMNS | {"labels": ["1", "2", "5"]},
+    "multi-label": COLUMNS | {"labels": ["no", "yes", "maybe"]},
     "regression": COLUMNS,
     "token-classification": {
         "columns": {"tokens": "text", "tags": "label"},
@@ -63,6 +65,10 @@ def known():
 def row(number: int, name: str) -> dict[str, Any]:
     words = [f"w{(7 * number + 3 * i) % 30}" for i in range(2 + number % 5)]
     label: Any = number / 7 if name == "regression" else number % 3
+    if name == "ordinal":
+        label = (1, 2, 5)[number % 3]
+    if name == "multi-label":
+        label = [[], "yes", [1, "no"], "maybe|no"][number % 4]
     if name == "token-classification":
         label = [(number + 2 * i) % 5 for i in range(len(words))]
     return {"text": " ".join(words), "label": label, "pair": f"{words[-1]} {words[0]}"}
@@ -159,7 +165,7 @@ def test_rows_fit_the_base_each_read_has_a_target_and_cached_tokens_are_those_of
         assert encoded.lengths.min() >= 1
         assert encoded.lengths.max() <= task.max_length
         assert encoded.targets is not None
-        np.testing.assert_array_equal(encoded.targets.lengths, encoded.counts(every))
+        assert not (encoded.targets.lengths % encoded.counts(every)).any()
         assert encoded.positions is not None or kind.model.num_outputs is not None
         for i in every if encoded.positions is not None else ():
             positions = encoded.positions.row(i)
@@ -288,7 +294,11 @@ def test_a_question_is_answered_as_its_row_is_and_numbers_that_are_not_finite_ar
     scores = score_rows(model, data, "test", np.arange(SIZES["test"]))
     for prediction, answer in zip(predictions, scores.predictions.tolist(), strict=True):
         said = prediction.label if prediction.label is not None else f"{prediction.score:.4g}"
-        assert said == kind.show(answer)
+        assert (said or kind.show("")) == kind.show(answer)
+        if prediction.probabilities is not None:
+            assert list(prediction.probabilities) == list(kind.task.labels)
+            assert not kind.is_exclusive or sum(prediction.probabilities.values()) == pytest.approx(1)
+        assert (prediction.expected is not None) == bool(kind.levels)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(float("nan"))

@@ -23,7 +23,7 @@ from safetensors.numpy import load_file
 from support.bases import save_language_model
 from support.toy_language import writing
 from support.toys import seal
-from transformers import AutoTokenizer, BertConfig, GenerationConfig
+from transformers import AutoTokenizer, BertConfig, GenerationConfig, pipeline
 
 from loraxs_search import load, predict
 from loraxs_search.base_model.locate import locate
@@ -103,14 +103,15 @@ def inputs_of(folder: Path) -> dict[str, npt.NDArray[Any]]:
     return load_file(folder / "adapter.safetensors")
 
 
-def check(logits: npt.NDArray[np.float32], answers: Sequence[Prediction]) -> None:
+def check(logits: npt.NDArray[np.float32], answers: Sequence[Prediction], *, is_exclusive: bool = True) -> None:
     """Compare what a row's logits mean with what `predict` said."""
     for row, answer in zip(logits, answers, strict=True):
         if answer.probabilities is None:
             assert row[0] == pytest.approx(answer.score, abs=EXACT)
             assert np.isneginf(row[1:]).all()
             continue
-        shares = torch.from_numpy(row).softmax(-1).numpy()
+        values = torch.from_numpy(row)
+        shares = (values.softmax(-1) if is_exclusive else values.sigmoid()).numpy()
         expected = [*answer.probabilities.values()]
         np.testing.assert_allclose(shares[: len(expected)], expected, atol=EXACT)
         assert not shares[len(expected) :].any()
@@ -146,6 +147,19 @@ def test_rows_bring_adapters_of_any_rank_and_number_of_labels_to_one_graph(make,
     content = (made[0] / "model.onnx").read_bytes()
     assert all((other / "model.onnx").read_bytes() == content for other in made)
     assert b"site-packages" not in content and b"loraxs_search" not in content, "nothing says who made it"
+
+
+@pytest.mark.parametrize(("kind", "metric"), [("ordinal", "accuracy"), ("multi-label", "micro_f1")])
+def test_levels_and_several_labels_are_answered_by_the_graph_and_by_transformers_pipeline(kind, metric, make, opened):
+    folder = make(task=replace(reading("abc"), kind=kind, metric=metric, metrics=(metric,)))
+    answers, made = load(folder)(TEXTS), converted(folder, "onnx")
+    check(opened(made)(TEXTS, [inputs_of(made)] * len(TEXTS)), answers, is_exclusive=kind == "ordinal")
+    pipe = pipeline("text-classification", str(converted(folder, "merged")), top_k=None)
+    for said, answer in zip(pipe(TEXTS), answers, strict=True):
+        assert {each["label"]: each["score"] for each in said} == pytest.approx(answer.probabilities, abs=EXACT)
+        assert answer.label == "|".join(k for k, p in answer.probabilities.items() if p > 0.5) or kind == "ordinal"
+    has_type = "problem_type" in (converted(folder, "lora") / "README.md").read_text()
+    assert has_type == (kind == "multi-label")
 
 
 def test_pairs_are_read_with_their_segments(make, opened):

@@ -38,6 +38,7 @@ def _onnx_page(manifest: Manifest, precision: OnnxPrecision | None) -> str:
     task = manifest.task
     texts = f'"{task.text}"' if task.text_pair is None else f'("{task.text}", "{task.text_pair}")'
     answer = "the label's is the largest" if task.labels else "the first one is the number"
+    answer = answer if kind_of(task).is_exclusive else "those of a text's labels are above 0"
     stored = "In float32."
     if precision is not None:
         stored = f"It computes in float32; matrices are stored as {precision}, which moves answers by {MOST_MOVED:g} at"
@@ -286,6 +287,7 @@ def _check_answers(
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     feed = {each.name: np.ascontiguousarray(given[each.name].numpy()) for each in session.get_inputs()}
     logits, base = torch.from_numpy(session.run(None, feed)[0][:-1]), manifest.base_model.id
+    is_exclusive = kind_of(manifest.task).is_exclusive
     what, moved = "a number", float((logits - expected).abs().max() / expected.abs().max().clamp(min=1))
     if precision is None:
         if not moved <= exactness:  # NaN too
@@ -296,7 +298,8 @@ def _check_answers(
             )
         return
     if manifest.task.labels:
-        what, moved = "a probability", float((logits.softmax(-1) - expected.softmax(-1)).abs().max())
+        shares = [it.softmax(-1) if is_exclusive else it.sigmoid() for it in (logits, expected)]
+        what, moved = "a probability", float((shares[0] - shares[1]).abs().max())
     if not moved <= MOST_MOVED:
         raise UsageError(
             f"`--precision {precision}` must move {what} by at most {MOST_MOVED:g}, but it moves one by {moved:.3g} on"

@@ -80,13 +80,14 @@ def _class_tables(facts: ReportFacts) -> list[_ReportTable]:
     )
     columns = ("class", "rows", "precision", "recall", "F1")
     labels = tuple(each.label for each in found.classes)
-    counts = tuple((label, *map(str, row)) for label, row in zip(labels, found.confusion, strict=True))
+    counts = tuple((label, *map(str, row)) for label, row in zip(labels, found.confusion, strict=False))
     wrong = tuple((sample.prompt, sample.reference, sample.answer) for sample in found.wrong)
-    return [
+    tables = [
         _ReportTable("The finalist on the test rows of each class.", columns, scores, frozenset(columns[1:])),
         _ReportTable("Rows of each class, by what was answered.", ("class", *labels), counts, frozenset(labels)),
         _ReportTable("The first test rows that it answers wrongly.", ("row", "class", "answer"), wrong),
     ]
+    return tables if found.confusion else [tables[0], tables[2]]  # rows may have several classes
 
 
 def _cost_table(facts: ReportFacts) -> _ReportTable:

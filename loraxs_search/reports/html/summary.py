@@ -206,9 +206,7 @@ def summary(facts: ReportFacts) -> Summary:
         is_beaten, verdict = not beats, f"By the rule of promotion: {sentence}."
     unanswered = []  # classes that rows are of and no answer is
     if facts.by_class is not None:
-        answered = [sum(column) for column in zip(*facts.by_class.confusion, strict=True)]
-        classes = zip(facts.by_class.classes, answered, strict=True)
-        unanswered = [each.label for each, count in classes if each.rows and not count]
+        unanswered = [each.label for each in facts.by_class.classes if each.rows and each.precision is None]
     return Summary(
         found=found,
         verdict=verdict,

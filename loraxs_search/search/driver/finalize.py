@@ -418,21 +418,30 @@ class Finalization:
 
 
 def class_report(parts: Sequence[Answers], task: Task) -> ClassReport | None:
-    """Return how a classifier's answers to all test rows do by class; None if answers are not labels."""
+    """Return how a classifier's answers to all test rows do by class; None if answers are not labels.
+
+    Where rows have several labels, there is no confusion matrix.
+    """
     answers = np.array([value for part in parts for value in part.predictions])
     labels = np.array([value for part in parts for value in part.labels])
-    if not task.labels or labels.dtype.kind != "i" or len(answers) != len(labels):
+    kind, count, confusion = kind_of(task), len(task.labels), np.zeros((0, 0), np.int64)
+    if not count or len(answers) != len(labels):
         return None
-    count = len(task.labels)
-    confusion = np.bincount(labels * count + answers, minlength=count * count).reshape(count, count)
-    right, answered, rows = confusion.diagonal().tolist(), confusion.sum(0).tolist(), confusion.sum(1).tolist()
+    if labels.dtype.kind == "i":
+        confusion = np.bincount(labels * count + answers, minlength=count * count).reshape(count, count)
+        counts = [confusion.diagonal(), confusion.sum(0), confusion.sum(1)]
+    elif not kind.is_exclusive:
+        true, said = (kind.targets(side) > 0 for side in (labels, answers))
+        counts = [(true & said).sum(0), said.sum(0), true.sum(0)]
+    else:
+        return None
 
     def share(part: int, whole: int) -> float | None:
         return float(part / whole) if whole else None
 
     classes = [
         ClassScores(label, n, share(k, m), share(k, n), share(2 * k, n + m))
-        for label, k, m, n in zip(task.labels, right, answered, rows, strict=True)
+        for label, k, m, n in zip(task.labels, *(own.tolist() for own in counts), strict=True)
     ]
     wrong = [sample for part in parts for sample in part.wrong][:NUM_WRONG_ROWS]
     return ClassReport(tuple(classes), tuple(map(tuple, confusion.tolist())), tuple(wrong))

@@ -33,7 +33,9 @@ from loraxs_search.tasks.kinds.labelled import (
     classifier,
     finite_number,
 )
+from loraxs_search.tasks.kinds.multi_label import MultiLabel
 from loraxs_search.tasks.kinds.multiple_choice import MultipleChoice
+from loraxs_search.tasks.kinds.ordinal import Ordinal
 from loraxs_search.tasks.kinds.text_generation import TextGeneration
 from loraxs_search.tasks.metrics import METRICS, TEXT_METRICS, TOKEN_METRICS, Metric
 from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, items_of
@@ -42,6 +44,8 @@ KINDS: EntryPoints[type[TaskKind]] = EntryPoints(
     "task.kind",
     "loraxs_search.task_kinds",
     SequenceClassification,
+    Ordinal,
+    MultiLabel,
     Regression,
     TokenClassification,
     MultipleChoice,

@@ -51,7 +51,7 @@ from loraxs_search.records.codec import SECTION, Law, Split, Text, distinct
 from loraxs_search.records.task import AnswerFact, OutputScale, Serving, Task, TaskModel
 from loraxs_search.tasks.encoded import Batch, EncodedRows, Ragged, RowSource
 from loraxs_search.tasks.metrics import Metric, Values
-from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, blank_rows, is_text
+from loraxs_search.tasks.rows import SEPARATOR, Columns, Rows, SourceLocation, blank_rows, is_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,7 +70,6 @@ class Section(BaseModel):
 Names = Annotated[list[Text], Law(distinct, min_length=1)]
 
 
-SEPARATOR = "|"  # between the items of a question that is given as one text
 ResultT = TypeVar("ResultT")
 Keys = Mapping[str, Any]
 Fault = tuple[tuple[str, ...], str]  # the key, and the broken rule: what follows "must ..."
@@ -225,6 +224,7 @@ class TaskKind(ABC):
     asking: ClassVar[frozenset[str]] = frozenset()  # keys of `settings` that say how rows are asked, as prompts do
     cut_part: ClassVar[str] = "ends"  # what rows lose that are longer than `max_length`: or their beginnings
     has_right_answers: ClassVar[bool] = True  # an answer is right or wrong; numbers are near or far
+    is_exclusive: ClassVar[bool] = True  # a row has one label; else any number, and probabilities are of each by itself
     most_constants: ClassVar[int] = 32  # answers that are scored as the constant one
     is_linear: ClassVar[bool] = False  # a linear model of features can answer: baselines fit one by `targets`
     shots: ClassVar[tuple[int, ...]] = ()  # worked examples in the prompts that the untouched base is scored with
@@ -237,6 +237,7 @@ class TaskKind(ABC):
     question_columns: tuple[str, ...]  # the columns of a file that has questions, one for each text
     list_column: str | None = None  # one of these whose text is a list, with `|` between its items
     serving: Serving | None = None  # how a server that writes text asks an adapter; None if none can
+    levels: tuple[str, ...] = ()  # what a score is given on, lowest first
 
     def __init__(self, task: Task) -> None:
         self.task, self.outputs = task, OutputScale()
@@ -392,8 +393,8 @@ class TaskKind(ABC):
         """Return the tokens of rows, of `max_length` at most, without padding, and what is read of each.
 
         Rows come in parts of a thousand, and the result is cached: it must follow from the task's own keys,
-        `max_length`, the rows and the tokenizer. Without positions, targets are the rows' labels: those that are
-        returned are not kept.
+        `max_length`, the rows and the tokenizer. Without positions, targets have as many values for each row; where
+        there are none, the rows' labels are the targets.
         """
 
     def encode_questions(

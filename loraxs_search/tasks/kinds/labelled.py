@@ -67,7 +67,7 @@ _MOST = float(np.finfo(np.float32).max)
 _FAR = 5.0  # spreads between zero and the mean from which a head without a bias learns badly
 
 
-def _class_ids(
+def class_ids(
     values: Sequence[Any], task: Task, place: SourceLocation, stored_names: Sequence[str] | None = None
 ) -> npt.NDArray[np.int64]:
     """Return label ids, shape (N,), from label names or ids.
@@ -188,7 +188,7 @@ def _check_texts(values: Sequence[Any], task: Task, column: str, place: SourceLo
     return list(values)
 
 
-def _missing_warnings(split: Split, what: str, missing: Sequence[str]) -> Iterator[str]:
+def missing_warnings(split: Split, what: str, missing: Sequence[str]) -> Iterator[str]:
     """Warn of answers that no row of a split has."""
     if missing:
         more = f" and {len(missing) - _WARNED} more" * (len(missing) > _WARNED)
@@ -210,7 +210,7 @@ class _ColumnsSection(Section):
     """Column with the second text, for pairs. A tokenizer that puts nothing between the two gets a line break."""
 
 
-class _LabelledSection(Section):
+class LabelledSection(Section):
     """One answer for each text or pair of texts."""
 
     columns: _ColumnsSection
@@ -223,7 +223,7 @@ class _LabelledSection(Section):
     trained with, else `class`; it is decided at launch."""
 
 
-class _LabelledKind(TaskKind):
+class LabelledKind(TaskKind):
     """One label for each row: a head reads the row, and its output is the answer."""
 
     is_linear = True
@@ -317,14 +317,14 @@ def _cut_tokens(
     return encoding, EncodedRows(ids, None if types is None else Ragged.of(types, np.int8).values, lost=lost)
 
 
-class SequenceClassification(_LabelledKind):
+class SequenceClassification(LabelledKind):
     """One of a list of labels for each text or pair of texts. A head on any base answers.
 
     Outputs (n, labels); labels and answers are ids.
     """
 
     name = "sequence-classification"
-    section = _LabelledSection
+    section = LabelledSection
     metrics = CLASS_METRICS
     problem_type = "single_label_classification"
     hub_pipeline = "text-classification"
@@ -343,7 +343,7 @@ class SequenceClassification(_LabelledKind):
         return {} if labels is None or len(labels) == 2 else {"f1": f"{len(labels)} labels"}
 
     def read_labels(self, columns: Columns, place: SourceLocation) -> npt.NDArray[Any]:
-        return _class_ids(columns.values[self.task.label], self.task, place, columns.stored_names)
+        return class_ids(columns.values[self.task.label], self.task, place, columns.stored_names)
 
     def answer_facts(self, rows: Mapping[Split, Rows], encoded: Mapping[Split, EncodedRows]) -> Iterator[AnswerFact]:
         most = len(self.task.labels)
@@ -355,7 +355,7 @@ class SequenceClassification(_LabelledKind):
         for split, own in rows.items():
             there = set(own.labels.tolist())
             missing = [name for label, name in enumerate(self.task.labels) if label not in there]
-            yield from _missing_warnings(split, "the label", missing)
+            yield from missing_warnings(split, "the label", missing)
 
     def loss(self, outputs: PassOutputs, batch: Batch) -> Tensor:
         from torch.nn import functional
@@ -383,7 +383,7 @@ class SequenceClassification(_LabelledKind):
         return self.task.labels[int(answer)] if self.task.labels else str(answer)
 
 
-class Regression(_LabelledKind):
+class Regression(LabelledKind):
     """A number for each text, learnt standardised by the training rows. A head on any base answers.
 
     Outputs (n, 1); labels are float32, and answers float64: near 150,000 float32 has steps of 1/64.
@@ -393,7 +393,7 @@ class Regression(_LabelledKind):
 
     name = "regression"
     has_right_answers = False
-    section = _LabelledSection
+    section = LabelledSection
     metrics = NUMBER_METRICS
     problem_type = "regression"
 
@@ -540,7 +540,7 @@ class TokenClassification(TaskKind):
                 if name == task.text:
                     _check_texts(flat, task, name, where)
                 else:
-                    tags = (task.labels[i] for i in _class_ids(flat, task, where, columns.stored_names).tolist())
+                    tags = (task.labels[i] for i in class_ids(flat, task, where, columns.stored_names).tolist())
                     own = [list(islice(tags, len(items))) for items in own]
                 lists[name] = own
         raise_joined(task, errors)
@@ -647,7 +647,7 @@ class TokenClassification(TaskKind):
     def warnings(self, rows: Mapping[Split, Rows], encoded: Mapping[Split, EncodedRows]) -> Iterator[str]:
         for split, own in rows.items():
             missing = [name for name, count in self._entity_counts(own.labels).items() if not count]
-            yield from _missing_warnings(split, "an entity of the type", missing)
+            yield from missing_warnings(split, "an entity of the type", missing)
 
     def _entity_counts(self, labels: Values) -> dict[str, int]:
         """Return how many entities of each type of the task some tags have."""

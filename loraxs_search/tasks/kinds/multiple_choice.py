@@ -24,7 +24,6 @@ from loraxs_search.records.codec import Split, Text
 from loraxs_search.records.task import AnswerFact, Task
 from loraxs_search.tasks.encoded import Batch, EncodedRows, Ragged, RowSource
 from loraxs_search.tasks.kinds._base import (
-    SEPARATOR,
     Fault,
     ForwardRequest,
     Keys,
@@ -38,7 +37,17 @@ from loraxs_search.tasks.kinds._base import (
 )
 from loraxs_search.tasks.kinds._language_model import LanguageModelKind, PromptSection, Template, continued_ids, written
 from loraxs_search.tasks.metrics import CLASS_METRICS, TOKEN_METRICS, Values
-from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, collected, composed, items_of, raise_joined, refuse
+from loraxs_search.tasks.rows import (
+    SEPARATOR,
+    Columns,
+    Rows,
+    SourceLocation,
+    collected,
+    composed,
+    items_of,
+    raise_joined,
+    refuse,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor

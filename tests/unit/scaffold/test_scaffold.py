@@ -156,11 +156,42 @@ def test_what_columns_leave_open_is_asked(draft):
         assert task["columns"] == {"text": "note", "label": "price"}
 
 
-def test_numbers_of_many_values_with_an_order_are_a_regression(draft):
+def test_numbers_of_many_values_with_an_order_are_a_regression_and_few_are_levels(draft):
     # Numbered from 0 without a gap, as programs number classes.
-    for values, kind in ((range(18, 31), "regression"), (range(20), "sequence-classification")):
-        task, _ = draft({"text": texts(400), "label": [values[i % len(values)] for i in range(400)]})
-        assert task["kind"] == kind
+    for name, values, kind in [
+        ("label", range(18, 31), "regression"),
+        ("label", range(20), "sequence-classification"),
+        ("label", range(5), "sequence-classification"),
+        ("label", [1, 2], "sequence-classification"),
+        ("label", [1, 2, 7], "sequence-classification"),
+        ("stars", range(5, 0, -1), "ordinal"),
+        ("score", range(0, 101, 25), "ordinal"),
+    ]:
+        task, made = draft({"text": texts(400), name: [values[i % len(values)] for i in range(400)]})
+        assert task["kind"] == kind, values
+        assert kind == "regression" or task["labels"] == list(map(str, sorted(values)))
+        is_doubtful = kind != "regression" and len(values) > 2 and values != [1, 2, 7]
+        assert ("--kind" in made.guesses["kind"]) == is_doubtful
+    sizes = {"text": texts(60), "size": ["small", "large", "middle"] * 20}
+    with pytest.raises(UsageError, match="order"):
+        draft(sizes, kind="ordinal")
+    assert draft(sizes, kind="ordinal", labels=("small", "middle", "large"))[1].task.labels[1] == "middle"
+
+
+def test_lists_of_few_labels_and_texts_with_bars_are_several_labels(drafted):
+    lists = [["war"], [], ["war", "love"], ["love", "crime"]]
+    for name, values in (("rows.jsonl", lists), ("rows.csv", lists), ("rows.csv", ["|".join(own) for own in lists])):
+        rows = [{"plot": t, "genres": values[i % 4]} for i, t in enumerate(texts(60))]
+        made = drafted(name, rows)
+        assert (made.task.kind, made.task.labels) == ("multi-label", ("crime", "love", "war"))
+        assert "war (30)" in made.guesses["answers"]
+        assert len(load_data(made.task)["train"]) == 48
+        assert drafted(name, rows, labels=("war", "love", "crime")).task.labels[0] == "war"
+        rows[7]["genres"] = ["lvoe"] if isinstance(values[0], list) else "lvoe"
+        with pytest.raises(TaskDataError, match="'lvoe'.*line 9" if name == "rows.csv" else "'lvoe'"):
+            drafted(name, rows + rows)
+    with pytest.raises(TaskDataError, match="a list of labels"):
+        drafted("rows.jsonl", [{"text": t, "label": i} for i, t in enumerate(texts(60))], kind="multi-label")
 
 
 # ---- names that look alike -------------------------------------------------------------------------------------------

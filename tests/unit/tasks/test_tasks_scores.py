@@ -15,7 +15,7 @@ from sklearn import metrics as sklearn_metrics
 
 from loraxs_search.records.task import DataReport, SplitOverlap
 from loraxs_search.tasks.baselines import BASELINES, SPLITS, BaselineModel
-from loraxs_search.tasks.metrics import METRICS, TAG_METRICS, TEXT_METRICS
+from loraxs_search.tasks.metrics import LABEL_SET_METRICS, LEVEL_METRICS, METRICS, TAG_METRICS, TEXT_METRICS
 from loraxs_search.tasks.prepared import prepare
 from loraxs_search.tasks.report import data_warnings, standard_error
 
@@ -90,8 +90,35 @@ def test_metrics_of_classes_are_those_of_sklearn(num_labels, pairs):
     assert {name: METRICS[name].score(predictions, labels) for name in known} == pytest.approx(known)
 
 
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=40))
+def test_metrics_of_levels_are_those_of_sklearn(pairs):
+    predictions, labels = map(np.array, zip(*pairs, strict=True))
+    known = {"mae": sklearn_metrics.mean_absolute_error(labels, predictions), "quadratic_kappa": 0.0}
+    known["accuracy"] = sklearn_metrics.accuracy_score(labels, predictions)
+    if len({*labels, *predictions}) > 1:  # else it is none
+        known["quadratic_kappa"] = sklearn_metrics.cohen_kappa_score(labels, predictions, weights="quadratic")
+    assert {name: metric.score(predictions, labels) for name, metric in LEVEL_METRICS.items()} == pytest.approx(known)
+
+
+SETS = st.sets(st.integers(0, 3))
+
+
+@given(st.lists(st.tuples(SETS, SETS), min_size=1, max_size=20))
+def test_metrics_of_label_sets_are_those_of_sklearn(pairs):
+    said, true = (np.array([[label in own for label in range(4)] for own in side]) for side in zip(*pairs, strict=True))
+    texts = [
+        np.array(["|".join("abcd"[i] for i in np.flatnonzero(row)) for row in side], object) for side in (said, true)
+    ]
+    occurs = np.flatnonzero((said | true).any(0))
+    known = {"micro_f1": 0.0, "macro_f1": 0.0, "subset_accuracy": sklearn_metrics.accuracy_score(true, said)}
+    if len(occurs):
+        for way in ("micro", "macro"):
+            known[f"{way}_f1"] = sklearn_metrics.f1_score(true, said, labels=occurs, average=way, zero_division=0.0)
+    assert {name: metric.score(*texts) for name, metric in LABEL_SET_METRICS.items()} == pytest.approx(known)
+
+
 def test_less_is_better_of_errors_alone():
-    tables = (METRICS, TAG_METRICS, TEXT_METRICS)
+    tables = (METRICS, TAG_METRICS, TEXT_METRICS, LEVEL_METRICS, LABEL_SET_METRICS)
     falling = {name for table in tables for name, metric in table.items() if metric.direction == "minimize"}
     assert falling == {"mse", "mae", "rmse", "loss"}
 

@@ -137,6 +137,48 @@ def test_numbers_that_a_head_hardly_learns_are_warned_of(numbers):
         assert [said in warning for warning in warnings] == [True] * (said is not None)
 
 
+# ---- levels, and several labels --------------------------------------------------------------------------------------
+def test_what_is_expected_of_levels_is_on_the_scale_of_their_numbers(make_task, tokenizer):
+    outputs = torch.tensor([[0.0, 0.0, float(np.log(2))]])  # a quarter, a quarter, a half
+    for names, expected in ((("1", "2", "5"), 3.25), (("low", "2", "high"), 1.25)):
+        kind = kind_of(make_task(kind="ordinal", labels=names, metric="mae", metrics=("mae",)))
+        questions = kind.encode_questions([("a",)], tokenizer)
+        request = next(asking := kind.predict(RowSource(tokenizer), questions, ["a"]))
+        with pytest.raises(StopIteration) as done:
+            asking.send(request.reduce(PassOutputs(outputs), RowSource(tokenizer).collate(questions, [0])))
+        (answer,) = done.value.value
+        assert (answer.label, answer.expected, kind.levels) == (names[2], pytest.approx(expected), names)
+
+
+SEVERAL = {"kind": "multi-label", "metric": "micro_f1", "metrics": ("micro_f1",)}
+
+
+def test_several_labels_are_lists_or_texts_and_each_is_learnt_by_itself(read, make_task):
+    names = ("red", "blue", "3")
+    values = [["blue", "red", "blue"], '["3"]', "3| red", "", [], [3]]
+    assert read(values, names, **SEVERAL) == ["red|blue", "3", "red|3", "", "", "3"]
+    assert read([[1, 0]], ("red", "blue"), ["blue", "red"], **SEVERAL) == ["red|blue"]
+    for value, said in ((["red", "bleu"], "'bleu' (line 3)"), (None, "None (line 3)"), (5, "5 (line 3)")):
+        with pytest.raises(TaskDataError) as caught:
+            read(["red", value], names, **SEVERAL)
+        assert said in caught.value.message
+    kind = kind_of(make_task(labels=names, **SEVERAL))
+    assert [key for key, _ in kind.laws({"labels": ["a", "a|b"]})] == [("labels",)]
+    labels = np.array(["red|blue", "", "blue"], object)
+    targets, outputs = torch.from_numpy(kind.targets(labels)), torch.randn(3, 3)
+    assert kind.answers(targets).tolist() == labels.tolist()
+    batch = Batch({}, torch.ones(3, dtype=torch.int64), None, (targets > 0).to(torch.int8).flatten(), 3)
+    own = functional.binary_cross_entropy_with_logits(outputs, (targets > 0).float(), reduction="none")
+    torch.testing.assert_close(kind.loss(PassOutputs(outputs), batch), own.mean(-1))
+    # The best constant answer need not be a set that some row has.
+    assert kind.constants(np.array(["red", "blue"] * 3, object))[-2:] == ["red|blue", "red|blue|3"]
+    rows = {"train": Rows([""] * 3, None, labels)}
+    assert {it.name: it.values["train"] for it in kind.answer_facts(rows, {})} == {
+        "blue": 2, "red": 1, "3": 0, "no label": 1
+    }  # fmt: skip
+    assert [warning.split(",")[0] for warning in kind.warnings(rows, {})] == ["no train row has the label 3"]
+
+
 # ---- tags of words ---------------------------------------------------------------------------------------------------
 GOOD = {"tokens": ["Ada", "left", "New", "York"], "tags": ["B-PER", "O", "B-LOC", "I-LOC"]}
 
