@@ -339,8 +339,8 @@ class SequenceClassification(LabelledKind):
 
     @classmethod
     def unfit_metrics(cls, keys: Keys) -> Mapping[str, str]:
-        labels = keys.get("labels")  # f1 is of the second of two
-        return {} if labels is None or len(labels) == 2 else {"f1": f"{len(labels)} labels"}
+        labels, two_only = keys.get("labels"), cls.metrics.keys() & {"f1"}  # f1 is of the second of two
+        return {} if labels is None or len(labels) == 2 else dict.fromkeys(two_only, f"{len(labels)} labels")
 
     def read_labels(self, columns: Columns, place: SourceLocation) -> npt.NDArray[Any]:
         return class_ids(columns.values[self.task.label], self.task, place, columns.stored_names)
