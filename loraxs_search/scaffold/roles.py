@@ -357,9 +357,9 @@ def guess_roles(table: Table, choices: Choices) -> tuple[Roles, Table]:
                 f"`--text` must name one column, or two for pairs of texts, but got {','.join(texts)}.",
                 hint="join them into one column, or use --kind text-generation",
             )
-        named = _flat(table, label) if kind == SETS else table
-        _check_answers(named, () if kind == SETS else texts, label, kind, choices)
-        counts = _classes(named, label, choices, kind) if kind in _LABELLED else {}
+        answers = _flat(table, label) if kind == SETS else table
+        _check_answers(answers, () if kind == SETS else texts, label, kind, choices)
+        counts = _classes(answers, label, choices, kind) if kind in _LABELLED else {}
         roles = Roles(kind, texts, label, label_counts=counts)
     used = (*roles.texts, label, *roles.option_columns)
     unused = (name for name, own in table.columns.items() if name not in used and any(own.values) and own.is_text)
