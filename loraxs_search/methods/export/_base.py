@@ -6,6 +6,7 @@
 The folder is new and empty, and is put in its place whole when `write` returns; where it raises, or is killed, nothing
 is left of it, and it is called again with another folder at the next try. Of several processes that want the same
 export, one writes it.
+The same adapter gives the same bytes: nothing in a file says when, where or from which call it was written.
 
 What is written stays beside the adapter in the cache for as long as its files are unchanged and `layout` is the same.
 """
