@@ -109,7 +109,9 @@ def _scored_anew(champion: RegisteredAdapter, task: Task, uri: str) -> Scored:
 
     scores = score_folder(pull_native(f"{champion.task}:{champion.version}", uri=uri), task)
     said = scores.answers
-    rows = ScoredRows.of(said.predictions, said.labels, said.losses, said.counts, said.correct)
+    rows = ScoredRows.of(
+        *(said.predictions, said.labels, said.losses, said.counts, said.correct), confidences=said.confidences
+    )
     found = replace(
         champion.candidate,
         test_metrics=scores.metrics,

@@ -19,7 +19,7 @@ from loraxs_search.errors import IntegrityError
 from loraxs_search.home import disk_faults, file_sha256
 from loraxs_search.records.adapter import ClassReport, ReferenceLogits
 from loraxs_search.records.codec import Scalar, from_json, to_json
-from loraxs_search.records.search import Baseline, Refit, SliceScore
+from loraxs_search.records.search import Baseline, OperatingPoint, Refit, SliceScore
 from loraxs_search.records.task import BaseModelRef, BaseSetup, Task
 from loraxs_search.records.trial import AdapterSize, Hyperparameters
 
@@ -60,6 +60,7 @@ class Manifest:
         setup: Its base's.
         slices: The finalist's scores on slices of the test rows, where its task has some.
         by_class: The finalist's scores by class, where its task has labels.
+        operating_points: The finalist's, where answers have a probability.
     """
 
     task: Task
@@ -90,6 +91,7 @@ class Manifest:
     setup: BaseSetup | None = None
     slices: tuple[SliceScore, ...] = ()
     by_class: ClassReport | None = None
+    operating_points: tuple[OperatingPoint, ...] = ()
 
 
 def sealed(files: Mapping[str, bytes], manifest: Manifest) -> dict[str, bytes]:

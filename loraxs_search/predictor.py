@@ -12,6 +12,7 @@ import numpy as np
 
 from loraxs_search.errors import UsageError, counted
 from loraxs_search.manifest import verify
+from loraxs_search.operating_points import with_points
 from loraxs_search.records.adapter import Prediction
 from loraxs_search.tasks.kinds import kind_of
 from loraxs_search.tasks.rows import question_rows
@@ -39,6 +40,7 @@ class Predictor:
         columns: The texts that a row must have, in their order: columns of a file.
         prompts: What a user is asked for who types a row: its columns, in words.
         labels: What it chooses from; empty where it answers with a number, a text, or one of the row's own options.
+        operating_points: Where it is sure, as the test rows of its search showed.
 
     Args:
         folder: The adapter's.
@@ -55,7 +57,7 @@ class Predictor:
         self._manifest = verify(folder, in_registry=in_registry)
         self._kind = kind_of(self._manifest.task)
         self.task = self._manifest.task
-        self.labels = self.task.labels
+        self.labels, self.operating_points = self.task.labels, self._manifest.operating_points
         self.columns, self.prompts = self._kind.question_columns, self._kind.question_texts
 
     def load(self) -> Predictor:
@@ -123,14 +125,15 @@ class Predictor:
         for part, questions in zip(parts, encoded, strict=True):
             shown = [kind.shown(rows[number]) for number in part]
             if on_text is None:
-                yield ask(self._model, source, kind.predict(source, questions, shown))
+                found = ask(self._model, source, kind.predict(source, questions, shown))
+                yield with_points(found, self.operating_points)
                 continue
             found = list[Prediction]()
             for index, number in enumerate(part):  # one after the other
                 asking = kind.predict(source, questions.take(np.array([index])), shown[index : index + 1])
                 heard = partial(lambda on_text, number, _, piece: on_text(number, piece), on_text, number)
                 found += ask(self._model, source, asking, on_text=heard)
-            yield found
+            yield with_points(found, self.operating_points)
 
     def __repr__(self) -> str:
         hyper, base, size = self._manifest.hyperparameters, self._manifest.base_model.id, self._manifest.size

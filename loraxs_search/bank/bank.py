@@ -6,6 +6,7 @@ import logging
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +28,7 @@ from loraxs_search.methods._base import FILES
 from loraxs_search.methods.loading import check_ends, compare_reference_logits, tolerance, verified_manifest
 from loraxs_search.methods.loraxs import LoraXSConfig
 from loraxs_search.mlflow_uri import resolve_uri
+from loraxs_search.operating_points import with_points
 from loraxs_search.records.adapter import Prediction
 from loraxs_search.records.task import BaseModel, BaseModelRef, Task, TaskModel
 from loraxs_search.registry.pull import adapter_folder
@@ -129,7 +131,7 @@ class AdapterBank:
         logits = torch.stack(rows.logits(inputs)).cpu()
         given = logits if self.has_head else logits[:, None]
         compare_reference_logits(given, manifest.probe, tolerance(self.model.model))
-        self._put(name, adapter)
+        self._put(name, replace(adapter, points=manifest.operating_points))
 
     def add(self, name: str, config: LoraXSConfig, task: Task, tensors: Mapping[str, Tensor]) -> None:
         """Add an adapter that is in memory, in place of the one that has its name.
@@ -240,7 +242,8 @@ class AdapterBank:
         for name, result in Engine(bank).run(requesters, asking).items():
             if isinstance(result, Exception):
                 raise result
-            for row, answer in zip(rows_of[name], result, strict=True):
+            points = () if (adapter := found[name]) is None else adapter.points
+            for row, answer in zip(rows_of[name], with_points(result, points), strict=True):
                 answers[row] = answer
         return answers
 

@@ -39,6 +39,7 @@ from loraxs_search.methods.loraxs import FactorKey, LoraXSConfig, ModuleSettings
 from loraxs_search.methods.loraxs.model import check_body
 from loraxs_search.methods.loraxs.packed import FactorPairs, add_core_update_
 from loraxs_search.records.codec import Pooling, Sigma, to_json
+from loraxs_search.records.search import OperatingPoint
 from loraxs_search.records.task import BaseModel, Task, TaskModel
 from loraxs_search.tasks.encoded import RowSource
 from loraxs_search.tasks.kinds import TaskKind, kind_of
@@ -91,11 +92,13 @@ class StoredAdapter:
         layout: One object for all adapters that have it.
         vector: All cores and then the head's parameters, (width,), float32.
         kind: One object for all adapters of a task: rows of one kind are reduced together.
+        points: Its operating points.
     """
 
     layout: _Layout
     vector: Tensor
     kind: TaskKind
+    points: tuple[OperatingPoint, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, TextIO
 import typer
 
 from loraxs_search.records.codec import to_json
-from loraxs_search.records.search import Baseline
+from loraxs_search.records.search import Baseline, OperatingPoint
 from loraxs_search.records.task import Task
 from loraxs_search.reports.leaderboard import LeaderboardRow, leaderboard_table, value_cell
 
@@ -114,6 +114,12 @@ def emit(as_json: bool, value: Any, text: str) -> None:
         print_json(value)
     else:
         say(text)
+
+
+def print_points(points: Sequence[OperatingPoint]) -> None:
+    """Print to stderr what an adapter answers where it is sure."""
+    for point in points:
+        tell(f"at {point.point:g} it {point}")
 
 
 def print_warnings(warnings: Sequence[str]) -> None:

@@ -116,6 +116,7 @@ def show_results(results: Sequence[SearchResult], as_json: bool, *, in_list: boo
             _out.tell(f"\nnotice: {document.notice}")
         _out.tell(f"\nstudy {document.study}: {counted(len(document.trials), 'trial')} in {document.wall_s:.0f} s")
         _out.print_summary(document.study)
+        _out.print_points(document.operating_points)
         _out.print_warnings(document.warnings)
         _out.tell(browse(document.study, folder.info.tracking_uri))
         if any(row.candidate_score is not None for row in document.trials):

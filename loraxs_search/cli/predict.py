@@ -7,13 +7,13 @@ import io
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from typer import Argument, Option
 
 from loraxs_search.cli import _out
-from loraxs_search.errors import LoraxsError, UsageError
+from loraxs_search.errors import LoraxsError, UsageError, counted
 
 if TYPE_CHECKING:
     from loraxs_search.predictor import Predictor
@@ -36,6 +36,9 @@ def predict(
     texts: list[str] | None = Argument(None, help="The columns of each row in turn, one text each. - means --file -."),
     file: str | None = Option(None, help="Rows of a .txt, .csv, .tsv, .jsonl, .parquet or .conll file; - is stdin."),
     form: Form = Option("text", "--format", help="How answers are printed."),
+    sure: float | None = Option(
+        None, help="Answer where this accuracy is promised: an operating point of the adapter.", metavar="POINT"
+    ),
     repl: bool = Option(False, "--repl", help="Ask for texts until Ctrl-D, with the base loaded once."),
     tracking_uri: _out.TrackingOption = None,
     as_json: _out.JsonOption = False,
@@ -57,12 +60,17 @@ def predict(
     --format csv and jsonl print the file as it is, with `prediction` and `score` behind its columns: the answer, which
     may be a number, and how likely it is. If the file has a column of that name, ours is `adapter_prediction`.
 
+    --sure 0.95 answers only the rows whose answer is likely enough for 95 of 100 to be right, as validation rows have
+    shown; the others have an empty answer, and keep its score. stderr says how many these are. `loraxs-search show
+    TASK` has an adapter's operating points, with the share of the test rows that each answers.
+
     A folder is given as ./FOLDER, ~/FOLDER or an absolute path. Each call loads the base model: to serve many requests,
     use --repl, or in Python `loraxs_search.load` or `loraxs_search.AdapterBank`.
 
     Example: loraxs-search predict movie-reviews --file reviews.csv --format csv > answers.csv
     """
     from loraxs_search.api import folder_of
+    from loraxs_search.operating_points import check_point
     from loraxs_search.predictor import Predictor
 
     if texts == [STDIN] and file is None:
@@ -76,16 +84,20 @@ def predict(
     if as_json and (repl or form != "text"):
         other = "--repl" if repl else f"--format {form}"
         raise UsageError(f"`--json` must stand without {other}, but got both.", hint="--format jsonl is a line a row")
-    answer = Predictor(folder_of(name, tracking_uri))
+    answer, unsure = Predictor(folder_of(name, tracking_uri)), _Unsure(sure)
+    if sure is not None:
+        check_point(sure, answer.operating_points, answer.task.registered_name)
     if repl:
-        _converse(answer, form)
+        _converse(answer, form, unsure)
         return
     if file is not None:
-        _answer_file(answer, file, as_json, form)
+        _answer_file(answer, file, as_json, form, unsure)
+        unsure.tell()
         return
     rows = list(texts or ())
     stream = _Stream() if sys.stdout.isatty() and not as_json and form == "text" else None
-    predictions = answer(rows, on_text=stream)
+    predictions = unsure.left_out(answer(rows, on_text=stream))
+    unsure.tell()
     if stream is not None and stream.used:
         stream.end()
         return
@@ -95,12 +107,31 @@ def predict(
         _print(predictions, form, columns=answer.columns, values=rows)
 
 
-def _answer_file(answer: Predictor, file: str, as_json: bool, form: Form) -> None:
+class _Unsure:
+    """Takes the answers from rows that are not sure at an operating point, and counts them."""
+
+    def __init__(self, point: float | None) -> None:
+        self._point, self._num_rows, self._num_left = point, 0, 0
+
+    def left_out(self, predictions: Sequence[Prediction]) -> list[Prediction]:
+        """Return predictions; those that are not sure have an empty label."""
+        point = self._point
+        found = [it if point is None or it.sure(point) else replace(it, label="") for it in predictions]
+        self._num_rows, self._num_left = self._num_rows + len(found), self._num_left + sum(not it.label for it in found)
+        return found
+
+    def tell(self) -> None:
+        """Say on stderr how many rows were left unanswered."""
+        if self._point is not None:
+            _out.tell(f"{self._num_left:,} of {counted(self._num_rows, 'row')} unanswered: not sure at {self._point:g}")
+
+
+def _answer_file(answer: Predictor, file: str, as_json: bool, form: Form, unsure: _Unsure) -> None:
     from loraxs_search.tasks.files import read_questions
 
     whole, piped = form != "text", sys.stdin.buffer.read() if file == STDIN else None
     questions, place, columns = read_questions(file, answer.columns, piped=piped, whole=whole)
-    parts = answer.in_parts(questions, place, _AT_ONCE)
+    parts = map(unsure.left_out, answer.in_parts(questions, place, _AT_ONCE))
     if as_json:
         _out.print_json([prediction for part in parts for prediction in part])
         return
@@ -116,7 +147,7 @@ def _answer_file(answer: Predictor, file: str, as_json: bool, form: Form) -> Non
         sys.stdout.flush()
 
 
-def _converse(answer: Predictor, form: Form) -> None:
+def _converse(answer: Predictor, form: Form, unsure: _Unsure) -> None:
     """Answer row after row, each typed column by column; what is wrong with one does not end it."""
     answer.load()
     if isinstance(sys.stdin, io.TextIOWrapper):
@@ -133,7 +164,7 @@ def _converse(answer: Predictor, form: Form) -> None:
         values, row = tuple(row), []
         stream = _Stream() if form == "text" else None
         try:
-            predictions = answer([values], on_text=stream)
+            predictions = unsure.left_out(answer([values], on_text=stream))
         except LoraxsError as error:
             _out.tell(f"error: {error.message}")
             continue

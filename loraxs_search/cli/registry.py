@@ -155,6 +155,10 @@ def show(task: _out.TaskArgument, tracking_uri: _out.TrackingOption = None, as_j
     _out.say(_out.table(columns, rows, right=frozenset({"version", "bytes"})))
     if any(it.test_fingerprint != candidates[0].test_fingerprint for it in candidates):
         _out.tell("\ntest scores marked * are of other test rows than the first one's: do not compare them")
+    for version in adapters:
+        if version.candidate.operating_points and ("champion" in version.aliases or version is adapters[0]):
+            _out.tell(f"\nversion {version.version} where it is sure:")
+            _out.print_points(version.candidate.operating_points)
     has_champion = any("champion" in version.aliases for version in adapters)
     name = task if has_champion else f"{task}:{adapters[0].version}"
     _out.tell(f'\nload it: loraxs-search pull {name}\nin Python: loraxs_search.load_adapter("{name}")')

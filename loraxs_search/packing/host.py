@@ -530,15 +530,17 @@ class TrialHost:
             return Confirmation(spec.trial_id, method.files(model, fingerprint), reference, factors, ends)
 
     @_between_rounds
-    def answer(self, spec: TrialSpec, snapshot: bytes, rows: range, task: Task | None = None) -> Answers:
-        """Return a trained adapter's answers to consecutive test rows, as it will be loaded; see `confirm`.
+    def answer(
+        self, spec: TrialSpec, snapshot: bytes, rows: range, task: Task | None = None, split: Split = "test"
+    ) -> Answers:
+        """Return a trained adapter's answers to consecutive rows of a split, as it will be loaded; see `confirm`.
 
         They are answers whatever the task's reports are scored by.
         """
         loaded, state, indices = self._loaded, Snapshot.from_bytes(snapshot), np.arange(rows.start, rows.stop)
         with loaded.trained(spec, state, (task or loaded.task).for_candidates) as (model, data):
-            scores = loaded.ask(model, data, data.kind.score(data, "test", indices))
-            return as_answers(data, "test", indices, scores)
+            scores = loaded.ask(model, data, data.kind.score(data, split, indices))
+            return as_answers(data, split, indices, scores)
 
     @_between_rounds
     def answer_without_adapter(self, split: Split, rows: range, shots: int, task: Task | None = None) -> Answers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from loraxs_search.errors import UsageError
 from loraxs_search.records.codec import Pooling, Scalar, Split
 from loraxs_search.records.task import BaseModel, DataReport, Identity, LinearModule
 from loraxs_search.records.trial import Hyperparameters
@@ -107,6 +108,7 @@ class Answers:
         correct: How many of these were predicted.
         ended: False where the bound on new tokens ended what was written.
         seconds: What it took the device; 0 where that was not measured.
+        confidences: How likely each answer is, in whole millionths, rounded down.
         wrong: Of a classifier's answers to test rows, the first that are wrong.
         slices: Of test rows, what each has in the columns that the task names as `slices`.
     """
@@ -120,6 +122,7 @@ class Answers:
     correct: tuple[int, ...] | None = None
     ended: tuple[bool, ...] | None = None
     seconds: float = 0.0
+    confidences: tuple[float, ...] | None = None
     wrong: tuple[Sample, ...] = ()
     slices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -179,6 +182,7 @@ class Prediction:
         entities: What was found in the text, in its order, where that is asked for.
         expected: Of an answer on ordered levels, the mean of the levels by their probabilities: of the numbers that
             they are called, or where one is called otherwise, of their places from 0.
+        sure_at: Of each operating point that the adapter has a threshold for, whether the answer is as likely.
     """
 
     text: str
@@ -187,6 +191,20 @@ class Prediction:
     probabilities: Mapping[str, float] | None = None
     entities: tuple[Entity, ...] | None = None
     expected: float | None = None
+    sure_at: Mapping[float, bool] | None = None
+
+    def sure(self, point: float) -> bool:
+        """Return whether the answer is sure enough for an operating point of the adapter, such as 0.95.
+
+        Raises:
+            UsageError: the adapter has no threshold for it.
+        """
+        if (known := self.sure_at or {}).get(point) is None:
+            raise UsageError(
+                f"An operating point must be one of the adapter's ({', '.join(map(str, known)) or 'it has none'}), but"
+                f" got {point}."
+            )
+        return known[point]
 
 
 @dataclass(frozen=True)

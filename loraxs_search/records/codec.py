@@ -84,6 +84,7 @@ Count = Annotated[int, Law(ge=1)]
 Text = Annotated[str, Law(min_length=1)]
 NotNegative = Annotated[float, Law(_as_number, ge=0)]
 Confidence = Annotated[float, Law(_as_number, ge=0, lt=1)]
+Accuracy = Annotated[float, Law(_as_number, gt=0, lt=1)]
 
 
 def matching(pattern: str, law: str) -> Law:

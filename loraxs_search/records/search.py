@@ -106,7 +106,8 @@ class PromotionRule:
     guards: Mapping[str, NotNegative] = field(default_factory=dict)
     """Other metrics, and how far each may fall below the champion's: `{f1: 0.01}`. `negative_flips` limits the share of
     test rows that the champion answers right and the finalist wrong, `slice_loss` what the metric that decides may lose
-    on any slice of at least 30 test rows; see `task.slices`."""
+    on any slice of at least 30 test rows; see `task.slices`. `coverage` limits what the share of test rows that are
+    answered may fall by at any operating point of the champion; see `task.operating_points`."""
     max_bytes: Count | None = None
     """Larger adapters are not candidates."""
     choose: Literal["best", "smallest"] = "best"
@@ -137,6 +138,43 @@ class Refit:
 
 
 @dataclass(frozen=True)
+class OperatingPoint:
+    """An accuracy that an adapter promises where it is sure: see `operating_points`. Intervals are of 95 %.
+
+    Args:
+        point: The promised accuracy.
+        threshold: The least probability of an answer that is given; None if validation rows show none.
+        validation_rows: On which it was chosen, all of them.
+        coverage: The share of the test rows that is answered.
+        test_accuracy: The share of these answers that is right; None if there are none.
+        rows_needed: Without a threshold, about how many validation rows would show one; None if none would.
+    """
+
+    point: float
+    threshold: float | None
+    validation_rows: int
+    coverage: float | None = None
+    coverage_interval: tuple[float, float] | None = None
+    test_accuracy: float | None = None
+    test_accuracy_interval: tuple[float, float] | None = None
+    rows_needed: int | None = None
+
+    def __str__(self) -> str:
+        """Return in words what is answered, as in `at 0.9 it {self}`."""
+
+        def share(value: float | None, interval: tuple[float, float] | None) -> str:
+            low, high = interval or (0.0, 1.0)
+            return f"{value or 0.0:.1%} ({low:.1%} to {high:.1%})"
+
+        if self.threshold is None:
+            enough = "none would" if self.rows_needed is None else f"about {self.rows_needed:,} would"
+            return f"answers nothing: {self.validation_rows:,} validation rows do not show that accuracy, {enough}"
+        kept = f", {share(self.test_accuracy, self.test_accuracy_interval)} of these rightly" * bool(self.coverage)
+        answered = f"answers {share(self.coverage, self.coverage_interval)} of the test rows{kept}"
+        return f"{answered}, those of probability {self.threshold:.4g} or more"
+
+
+@dataclass(frozen=True)
 class Candidate:
     """A trained adapter that a search may end with: one of its best trials, or a refit of one.
 
@@ -152,6 +190,7 @@ class Candidate:
         kept_step: The step that the adapter is of, where a study keeps the best one; None if it is the last.
         earlier_finalists: Adapters of the study that had answered the same test rows when its search went on; the
             finalist's alone.
+        operating_points: Only of the finalist.
     """
 
     study: str
@@ -169,6 +208,7 @@ class Candidate:
     test_fingerprint: str = ""
     kept_step: int | None = None
     earlier_finalists: tuple[str, ...] = ()
+    operating_points: tuple[OperatingPoint, ...] = ()
 
     @property
     def name(self) -> str:
@@ -204,7 +244,8 @@ class ComparisonRecord:
     reference_metric: float | None = None
 
 
-NEGATIVE_FLIPS, SLICE_LOSS = "negative_flips", "slice_loss"  # guards that are no metrics
+# Guards that are no metrics.
+NEGATIVE_FLIPS, SLICE_LOSS, COVERAGE = "negative_flips", "slice_loss", "coverage"
 MIN_SLICE_ROWS = 30  # on fewer, one answer is more than three points of accuracy
 
 

@@ -203,6 +203,7 @@ class Task:
         pooling: What a head reads of the last hidden states: what the base's class does, or a pool of each row.
         slices: Columns that say which groups a row is of; promotion scores the test rows of each. No adapter reads
             them, and they are no part of the rows' fingerprints.
+        operating_points: Accuracies that answers are to have where the adapter is sure, from the least on.
     """
 
     name: str
@@ -224,6 +225,7 @@ class Task:
     variant: str | None = None
     pooling: Pooling = "class"
     slices: tuple[str, ...] = ()
+    operating_points: tuple[float, ...] = (0.9, 0.95, 0.99)
 
     @property
     def registered_name(self) -> str:

@@ -20,7 +20,9 @@ _POOLS = {
     "mean": " The head reads the mean of a text's last hidden states.",
     "last": " The head reads the last hidden state of the last token.",
 }
-_WRITTEN = ("unparsed", "unended")  # shares of written answers: none was found, or the bound on tokens ended it
+# Beside metrics: shares of written answers, in which none was found, or that the bound on tokens ended; and how far
+# probabilities are from the share of answers that are right.
+_BESIDE = ("unparsed", "unended", "calibration_error")
 
 
 def model_card(manifest: Manifest) -> str:
@@ -38,6 +40,7 @@ def model_card(manifest: Manifest) -> str:
         if one.answer is not None:
             title = f"always {kind.show(one.answer)}"
         on_rows.append((title, _number(one.test_metrics.get(task.metric))))
+    sure = "\n".join(f"- at {each.point:g}, it {each}" for each in manifest.operating_points)
     slices = [(each.name.replace("|", "&#124;"), f"{each.num_rows:,}", _number(each.score)) for each in manifest.slices]
     chosen = (
         "Validation rows chose this adapter. The test rows took no part in that: it was scored on them once, alone."
@@ -78,6 +81,9 @@ def model_card(manifest: Manifest) -> str:
         seeds,
         _table(("on the same test rows", task.metric), on_rows) if manifest.baselines else "",
         _table(("slice of the test rows", "rows", task.metric), slices) if slices else "",
+        f"Where it is sure, as `loraxs-search predict {task.registered_name} --sure POINT` answers:\n\n{sure}"
+        if sure
+        else "",
         chosen,
         " ".join(searched),
         "" if kind.serving is None else f"## Prompt\n\n{prompt_section(replace(kind.serving, ends=manifest.ends))}",
@@ -102,7 +108,7 @@ def _score_table(manifest: Manifest) -> str:
     """Return each metric on test and validation rows, and over seeds."""
     names = [
         name
-        for name in dict.fromkeys((*manifest.task.metrics, manifest.task.search_metric, *_WRITTEN))
+        for name in dict.fromkeys((*manifest.task.metrics, manifest.task.search_metric, *_BESIDE))
         if name in manifest.test_metrics or name in manifest.validation_metrics
     ]
     spreads = seed_statistics(manifest) if manifest.refits else {}

@@ -16,12 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from loraxs_search.errors import IntegrityError
+from loraxs_search.operating_points import Answered
 from loraxs_search.records.search import AnswerFlips, SliceScore
 from loraxs_search.tasks.kinds import Metric
 
 Values = npt.NDArray[Any]
 FILE = "test_rows.safetensors"
-MAX_ROWS_BYTES = 2**30  # a row is 17 bytes, and 20 for tokens: thirty million rows
+MAX_ROWS_BYTES = 2**30  # a row is 25 bytes, and 20 for tokens: twenty million rows
 SCORING = 1  # how texts become answers: where they end, which number they name; 0 in files that do not say
 _SLICE = "slice."  # before a column's name
 _TYPES = {"losses": np.float32, "counts": np.int64, "correct": np.int64}  # columns that speak of tokens
@@ -39,6 +40,7 @@ class ScoredRows:
         correct: How many of these were predicted, (N,), int64.
         scoring: By which `SCORING` texts were read; 0 where answers are no texts.
         slices: By slice column, the value of each row, (N,), texts; empty where the task has none.
+        confidences: How likely each answer is, (N,), float64; None if that is not known.
     """
 
     predictions: Values
@@ -48,6 +50,7 @@ class ScoredRows:
     correct: npt.NDArray[np.int64] | None = None
     scoring: int = 0
     slices: Mapping[str, Values] = field(default_factory=dict)
+    confidences: npt.NDArray[np.float64] | None = None
 
     @classmethod
     def of(
@@ -58,6 +61,7 @@ class ScoredRows:
         counts: Sequence[int] | None = None,
         correct: Sequence[int] | None = None,
         slices: Mapping[str, Sequence[str]] | None = None,
+        confidences: Sequence[float] | None = None,
     ) -> ScoredRows:
         """Make rows of plain values; whole numbers are label ids."""
         some = [*predictions[:1], *labels[:1]]
@@ -67,7 +71,13 @@ class ScoredRows:
         tokens = {"losses": losses, "counts": counts, "correct": correct}
         arrays = {name: None if column is None else np.asarray(column, _TYPES[name]) for name, column in tokens.items()}
         groups = {name: np.asarray(values, object) for name, values in (slices or {}).items()}
+        arrays["confidences"] = None if confidences is None else np.asarray(confidences, np.float64)
         return cls(np.asarray(predictions, kind), np.asarray(labels, kind), **arrays, scoring=SCORING, slices=groups)
+
+    @property
+    def answered(self) -> Answered | None:
+        """The confidence of each answer and whether it is right; None if confidences are not known."""
+        return None if self.confidences is None else (self.confidences, self.predictions == self.labels)
 
     def column(self, name: str) -> Values | None:
         """Return what a metric is taken of, by its `Metric.column`; None if these rows lack it."""
@@ -108,6 +118,8 @@ class ScoredRows:
         tensors |= {f"token_{name}": values for name in _TYPES if (values := self.column(name)) is not None}
         if self.labels.dtype.kind == "O":
             tensors["scoring"] = np.array([self.scoring])
+        if self.confidences is not None:
+            tensors["confidences"] = self.confidences
         tensors |= {f"{_SLICE}{name}": _stored(values) for name, values in self.slices.items()}
         return save(tensors, {"rows": json.dumps({"order": "test"})})
 
@@ -127,10 +139,10 @@ class ScoredRows:
             scoring = int(tensors["scoring"][0]) if "scoring" in tensors else 0
             slices = {name.removeprefix(_SLICE): _values(it) for name, it in tensors.items() if name.startswith(_SLICE)}
             said = _values(tensors["predictions"]), _values(tensors["labels"])
-            rows = cls(*said, **tokens, scoring=scoring, slices=slices)
+            rows = cls(*said, **tokens, scoring=scoring, slices=slices, confidences=tensors.get("confidences"))
         except (SafetensorError, KeyError, IndexError, ValueError, TypeError) as error:
             raise IntegrityError(f"{FILE} must hold predictions and labels, but: {error}.") from error
-        columns = (rows.column(name) for name in ("predictions", "labels", *_TYPES))
+        columns = (rows.column(name) for name in ("predictions", "labels", "confidences", *_TYPES))
         shapes = {values.shape for values in (*columns, *slices.values()) if values is not None}
         if len(shapes) > 1:
             raise IntegrityError(f"{FILE} must have an answer a row, but got shapes {sorted(shapes)}.")

@@ -51,7 +51,9 @@ class Criterion:
     def describe(self, candidate: Candidate, rows: Literal["validation", "test"] = "validation") -> str:
         """Return a candidate with its score on these rows and its size, as shown to users."""
         metrics = candidate.test_metrics if rows == "test" else candidate.validation_metrics
-        return f"{candidate.trial_id} ({self.show(metrics)}, {candidate.stored_bytes:,} bytes)"
+        error = metrics.get("calibration_error")
+        calibrated = "" if error is None else f", calibration error {error:.4f}"
+        return f"{candidate.trial_id} ({self.show(metrics)}{calibrated}, {candidate.stored_bytes:,} bytes)"
 
 
 def better_when(metric: str, otherwise: Direction) -> Direction:

@@ -19,6 +19,7 @@ import numpy as np
 from loraxs_search.errors import counted
 from loraxs_search.records.codec import sign_of
 from loraxs_search.records.search import (
+    COVERAGE,
     MIN_SLICE_ROWS,
     NEGATIVE_FLIPS,
     SLICE_LOSS,
@@ -247,6 +248,7 @@ class PromotionTest:
             champion.note if champion else "",
             "" if fault else f"scored on the test rows: {criterion.describe(candidate, 'test')}",
             *self._not_required(),
+            "; ".join(f"at {each.point:g} it {each}" for each in candidate.operating_points),
             *_describe_changes(flips, slices),
             why,
             "promoted by force" if forced else "",
@@ -553,8 +555,12 @@ class PromotionTest:
                 if flips.negative_share > allowed + NOISE:
                     return f"guard: {name} is {flips.negative_share:.4f}, and may be at most {allowed:g}"
                 continue
-            if name == SLICE_LOSS:
-                if fault := _losing_slice(slices, allowed):
+            if name in (SLICE_LOSS, COVERAGE):
+                of_slice = name == SLICE_LOSS
+                fault = (
+                    _losing_slice(slices, allowed) if of_slice else _losing_coverage(self.finalist, champion, allowed)
+                )
+                if fault:
                     return fault
                 continue
             new, old = finalist.test_metrics.get(name), champion.candidate.test_metrics.get(name)
@@ -597,6 +603,28 @@ def _losing_slice(slices: Sequence[SliceScore], allowed: float) -> str:
         return ""
     scores = f"{worst.champion_score:.4f} to {worst.score:.4f} on {counted(worst.num_rows, 'row')}"
     return f"guard: {SLICE_LOSS} of {worst.name} is {worst.loss:.4f} ({scores}), and may be at most {allowed:g}"
+
+
+def _losing_coverage(finalist: Scored, champion: Scored, allowed: float) -> str:
+    """Say at which point the finalist answers too few test rows, or why that is not known; empty at none.
+
+    Each answers by its own thresholds; one that has none for a point answers nothing there.
+    """
+    covered = list[dict[float, float]]()
+    for each in (finalist, champion):
+        points, confidences = each.candidate.operating_points, None if each.rows is None else each.rows.confidences
+        if not points or confidences is None:
+            return (
+                f"guard: {COVERAGE} needs operating points of both on the test rows, but {each.candidate.name} has none"
+            )
+        least = {point.point: math.inf if point.threshold is None else point.threshold for point in points}
+        covered.append({point: float(np.mean(confidences >= own)) for point, own in least.items()})
+    losses = {point: old - covered[0].get(point, 0.0) for point, old in covered[1].items()}
+    point = max(losses, key=losses.__getitem__)
+    if losses[point] <= allowed + NOISE:
+        return ""
+    new, old = covered[0].get(point, 0.0), covered[1][point]
+    return f"guard: {COVERAGE} at {point:g} would go from {old:.4f} to {new:.4f}, and may fall by {allowed:g}"
 
 
 def _beside(gain: float, other: str) -> str:

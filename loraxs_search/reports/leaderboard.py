@@ -94,6 +94,8 @@ class LeaderboardRow:
         unparsed: Where answers were written, the share of validation rows in which none was found: a candidate's, or
             before there is one the report's that `score` is of.
         unended: The share that the bound on new tokens ended.
+        calibration_error: Where answers have a probability, how far it is from the share that is right, on the same
+            rows.
         stored_bytes: Bytes of R **and** head as stored.
         without_projection: Of `stored_bytes` those that no seed gives back; None if all are such.
         device_s: Its share of a device's time up to the last report.
@@ -113,6 +115,9 @@ class LeaderboardRow:
     test_score: float | None = field(default=None, metadata=_column("test {metric}"))
     unparsed: float | None = field(default=None, metadata=_column("unparsed", is_optional=True))
     unended: float | None = field(default=None, metadata=_column("unended", is_optional=True))
+    calibration_error: float | None = field(
+        default=None, metadata=_column("calibration error", is_optional=True, is_wide=True)
+    )
     r_parameters: int | None = field(default=None, metadata=_column("R"))
     stored_bytes: int | None = field(default=None, metadata=_column("bytes", is_live=True))
     without_projection: int | None = field(default=None, metadata=_column("learnt bytes", is_optional=True))
@@ -240,6 +245,7 @@ def row_of(record: TrialRecord, metric: str, kept: TrialReport | None = None) ->
         score=shown.metrics.get(metric) if shown else None,
         unparsed=shown.metrics.get("unparsed") if shown else None,
         unended=shown.metrics.get("unended") if shown else None,
+        calibration_error=shown.metrics.get("calibration_error") if shown else None,
         r_parameters=last.size.r_parameters if last else None,
         stored_bytes=last.size.stored_bytes if last else None,
         without_projection=last.size.without_projection if last else None,
@@ -281,6 +287,7 @@ def leaderboard(
                 test_score=finalist.test_metrics.get(task.metric) if finalist else None,
                 unparsed=validation.get("unparsed") if validation else row.unparsed,
                 unended=validation.get("unended") if validation else row.unended,
+                calibration_error=(validation or {"calibration_error": row.calibration_error}).get("calibration_error"),
                 finalist=finalist.trial_id if finalist else "",
             )
         )

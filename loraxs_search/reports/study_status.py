@@ -11,7 +11,7 @@ from typing import Literal, overload
 from loraxs_search.errors import StudyError
 from loraxs_search.log.events import Phase, SearchEnded, SearchStarted, ShownEvent
 from loraxs_search.log.study_log import read_events
-from loraxs_search.records.search import Baseline, Command, SearchPlan
+from loraxs_search.records.search import Baseline, Command, OperatingPoint, SearchPlan
 from loraxs_search.records.trial import TrialRecord, TrialState
 from loraxs_search.reports.leaderboard import LeaderboardRow, leaderboard, score_warnings, shown_baselines
 from loraxs_search.reports.search_state import SearchState
@@ -135,6 +135,7 @@ class StudyStatus:
         notice: Why the search ended before its budget, as shown to users; empty when it did not.
         place: The machine whose driver has the study, or was killed there; empty where that is this one.
         phase: What a running search does beside training trials, and how far it is; None while they train.
+        operating_points: The finalist's.
     """
 
     study: str
@@ -149,6 +150,7 @@ class StudyStatus:
     notice: str = ""
     place: str = ""
     phase: Phase | None = None
+    operating_points: tuple[OperatingPoint, ...] = ()
 
 
 @overload
@@ -203,4 +205,5 @@ def study_status(folder: StudyFolder) -> StudyStatus:
         notice=study.journal.notice or "",
         place=place,
         phase=search.phase,
+        operating_points=next((each.operating_points for each in candidates or () if each.test_metrics), ()),
     )

@@ -5,6 +5,7 @@ A task is written out, or one of the catalogue with some keys changed.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -17,8 +18,8 @@ from loraxs_search.errors import UsageError, asking, must_be, one_of, shortened,
 from loraxs_search.home import SHIPPED, shipped_tasks, user_path
 from loraxs_search.methods._base import Method
 from loraxs_search.plugins import EntryPoints, ParameterSpec
-from loraxs_search.records.codec import Count, Direction, Law, Split, Text, matching
-from loraxs_search.records.search import NEGATIVE_FLIPS, SLICE_LOSS, PromotionRule, SearchPlan
+from loraxs_search.records.codec import Accuracy, Count, Direction, Law, Split, Text, matching
+from loraxs_search.records.search import COVERAGE, NEGATIVE_FLIPS, SLICE_LOSS, PromotionRule, SearchPlan
 from loraxs_search.records.task import MAX_NAME, DataSource, Task
 from loraxs_search.samplers import SAMPLERS
 from loraxs_search.schedulers import SCHEDULERS
@@ -33,6 +34,21 @@ _NAME_LAW = (
     " knows the task by it"
 )
 _VARIANT_LAW = "must start with a lower-case letter or digit, and hold only those and _ -"
+
+
+_MOST_POINTS = 8  # a version's record in MLflow has room for these
+
+
+def _increasing(points: Any) -> Any:
+    """Return operating points, which are to increase; what is no number is refused elsewhere.
+
+    Raises:
+        ValueError: they do not, or there are too many.
+    """
+    numbers = [it for it in points if isinstance(it, int | float)] if isinstance(points, list) else []
+    if len(numbers) > _MOST_POINTS or any(later <= earlier for earlier, later in itertools.pairwise(numbers)):
+        raise ValueError(f"must be at most {_MOST_POINTS} numbers that increase")
+    return points
 
 
 class TaskSection(Section):
@@ -63,6 +79,11 @@ class TaskSection(Section):
     slices: Names | None = None
     """Columns that say which groups a row is of, such as a language or a source: promotion scores the test rows of each
     value, of which a column has at most 50. Adapters do not read them.
+    """
+    operating_points: Annotated[list[Accuracy], Law(_increasing)] = [*Task.operating_points]  # noqa: RUF012  # pydantic copies it
+    """Accuracies to promise where an adapter is sure. At the end of a search, validation rows choose for each the least
+    probability from which answers are right as often, and test rows measure it: `predict --sure 0.95` then answers only
+    such rows. For kinds whose answers have a probability; `[]` chooses none.
     """
 
 
@@ -220,6 +241,7 @@ def read_task(document: Document, given: object, folder: Path) -> Task | None:
         validation_rows=section.validation_rows,
         variant=section.variant,
         slices=tuple(section.slices or ()),
+        operating_points=tuple(section.operating_points),
     )
 
 
@@ -339,7 +361,10 @@ def read_promotion(document: Document, task: Task | None, methods: Mapping[str, 
     metrics: Sequence[str] = task.metrics if task else ()
     if task is None and not document.is_faulty("task", "metrics"):  # the section has another fault
         metrics = as_mapping(sections.get("task")).get("metrics") or ()
-    named = [("metric", metric), *(("guards", name) for name in guards if name not in (NEGATIVE_FLIPS, SLICE_LOSS))]
+    named = [
+        ("metric", metric),
+        *(("guards", name) for name in guards if name not in (NEGATIVE_FLIPS, SLICE_LOSS, COVERAGE)),
+    ]
     for key, name in named:
         if isinstance(name, str) and metrics and name not in metrics:
             fault(key, f"{must_be(name, metrics, _OF_METRICS)}, but got {shown(name)}.")
@@ -362,6 +387,8 @@ def read_promotion(document: Document, task: Task | None, methods: Mapping[str, 
         fault("guards", f"must stand beside `task.slices` where it names {SLICE_LOSS}.")
     if NEGATIVE_FLIPS in guards and task is not None and not kind_of(task).has_right_answers:
         fault("guards", f"must not name {NEGATIVE_FLIPS}: the task's answers are numbers, neither right nor wrong.")
+    if COVERAGE in guards and task is not None and not (kind_of(task).gives_confidences and task.operating_points):
+        fault("guards", f"must not name {COVERAGE}: the task has no operating points.")
     for name in rule.methods if rule is not None and methods else ():
         if name not in methods:
             fault("methods", f"{must_be(name, methods, _OF_METHODS)}, but got {shown(name)}.")

@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, Field
 from transformers import PreTrainedTokenizerBase
 
 from loraxs_search.errors import TaskDataError, TrialDivergedError, UsageError, shortened
+from loraxs_search.operating_points import with_points
 from loraxs_search.records.adapter import Prediction
 from loraxs_search.serve.engine import Job
 from loraxs_search.serve.served_models import RefusedError, ServedAdapter
@@ -141,6 +142,7 @@ class ClassifyBody(_Body):
                         f" longer: {named}."
                     )
                 predictions = yield from kind.predict(source, encoded, [kind.shown(row) for row in own])
+                predictions = with_points(predictions, adapter.manifest.operating_points)
                 return Answered(own, predictions, int(encoded.lengths.sum()), encoded.num_cut)
 
             return Job(adapter, sum(sizes[start:stop]), ask)
@@ -409,6 +411,8 @@ class Answer:
                 one["expected"] = answer.expected
             if answer.entities is not None:
                 one["entities"] = [vars(entity) for entity in answer.entities]
+            if answer.sure_at is not None:
+                one["sure"] = [point for point, is_sure in answer.sure_at.items() if is_sure]
             data.append(one)
         tokens = sum(part.num_tokens for part in parts)
         usage = {"prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens}

@@ -57,6 +57,8 @@ def as_answers(data: PreparedTask, split: Split, rows: npt.NDArray[np.int64], sc
     columns = ("losses", "counts", "correct") if wanted else ()
     given = {name: values for name in (*columns, "ended") if (values := getattr(scores, name)) is not None}
     lists: dict[str, Any] = {name: tuple(values.tolist()) for name, values in given.items()}
+    if (confidences := scores.confidences) is not None:  # rounded down: they are compared with thresholds among them
+        lists["confidences"] = tuple((np.floor(confidences.astype(np.float64) * 1e6) / 1e6).tolist())
     labels = data.labels(split)[rows]
     answers = scores.predictions
     if answers is None:  # placeholders: no metric needs answers

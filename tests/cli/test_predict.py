@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -14,11 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 from support.shell import Said
 from support.toy_language import choosing, save_base, writing
+from support.toys import seal
 
 import loraxs_search
 from loraxs_search.cli._main import run
 from loraxs_search.errors import TaskDataError, UsageError
+from loraxs_search.manifest import verify
 from loraxs_search.records.adapter import Prediction
+from loraxs_search.records.search import OperatingPoint
 
 TEXTS = ["a moving, funny film", 'it says "no"', "two\nlines\tand a tab", "ende, süß"]
 ROWS = ("w1", "w2 w3", "w4", "w5", "w6 w7", "w8")
@@ -81,6 +85,23 @@ def test_a_file_gives_the_rows_that_python_gives_and_csv_keeps_lines_and_tabs(pr
     (tmp_path / "rows.jsonl").write_text('{"text": "so\\rso"}\n')
     (row,) = rows_of(predict("--file", str(tmp_path / "rows.jsonl"), "--format", "csv"))
     assert row["text"] == "so\rso"  # a lone carriage return ends no row
+
+
+def test_rows_that_are_not_sure_stay_unanswered_with_their_scores_and_are_counted(predict, adapter, table):
+    file, plain = table(["text"], *([text] for text in TEXTS)), loraxs_search.predict(adapter, TEXTS)
+    least = sorted(it.score for it in plain)[1]
+    points = (OperatingPoint(0.95, least, 500), OperatingPoint(0.99, None, 500, rows_needed=2000))
+    seal(adapter, replace(verify(adapter), operating_points=points))
+    expected = [(it.label if it.score >= least else "", it.score) for it in plain]
+    said = predict("--file", file, "--format", "jsonl", "--sure", "0.95")
+    assert [(row["prediction"], row["score"]) for row in lines_of(said)] == expected
+    assert said.err == "1 of 4 rows unanswered: not sure at 0.95\n"
+    assert [
+        (row["label"], row["score"]) for row in json.loads(predict(*TEXTS, "--json", "--sure", ".95").ok)
+    ] == expected
+    assert [it.sure(0.95) for it in loraxs_search.predict(adapter, TEXTS)] == [bool(label) for label, _ in expected]
+    assert predict("so", "--sure", "0.9").is_error(2, "(those of task-2: 0.95), but got 0.9")
+    assert predict("so", "--sure", "0.99").is_error(2, "about 2,000 would")
 
 
 def test_jsonl_is_valid_whatever_stdout_can_encode(adapter, monkeypatch):

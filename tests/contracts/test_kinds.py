@@ -236,8 +236,9 @@ def test_scores_come_in_the_order_asked_for_are_measured_and_stored(name, kind, 
     assert scores.predictions.dtype.kind == labels.dtype.kind
 
     measured = split_metrics(data, "test", scores)
-    written = {"unparsed", "unended"} if scores.ended is not None else set()
-    assert set(measured) == {*kind.task.metrics, "loss"} | written
+    beside = {"unparsed", "unended"} if scores.ended is not None else set()
+    beside |= {"calibration_error"} if kind.gives_confidences else set()
+    assert set(measured) == {*kind.task.metrics, "loss"} | beside
     assert measured["loss"] == pytest.approx(scores.losses.sum() / scores.counts.sum())
     assert scores.correct is None or (scores.correct <= scores.counts).all()
 
@@ -299,6 +300,10 @@ def test_a_question_is_answered_as_its_row_is_and_numbers_that_are_not_finite_ar
             assert list(prediction.probabilities) == list(kind.task.labels)
             assert not kind.is_exclusive or sum(prediction.probabilities.values()) == pytest.approx(1)
         assert (prediction.expected is not None) == bool(kind.levels)
+    assert (scores.confidences is not None) is kind.gives_confidences
+    if scores.confidences is not None:
+        assert scores.confidences.dtype == np.float32
+        assert scores.confidences.tolist() == pytest.approx([it.score for it in predictions], abs=1e-5)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(float("nan"))

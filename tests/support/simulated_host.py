@@ -74,7 +74,7 @@ class SimulatedHost:
         files = {"adapter_config.json": json.dumps(spec.params).encode(), "adapter_model.safetensors": snapshot}
         return Confirmation(spec.trial_id, files, ReferenceLogits((), ()))
 
-    def answer(self, spec: TrialSpec, snapshot: bytes, rows: range, task: Task) -> Answers:
+    def answer(self, spec: TrialSpec, snapshot: bytes, rows: range, task: Task, split: Split) -> Answers:
         labels = tuple(row % 2 for row in rows)
         wrong = random.Random(f"{spec.trial_id}/{rows.start}")
         share = read_reports(snapshot)[-1].metrics[task.metric]

@@ -163,6 +163,59 @@ def _quality_and_bytes(facts: ReportFacts) -> _Drawn:
     return says, {"quality_and_bytes": figure}
 
 
+# ---- where the finalist is sure --------------------------------------------------------------------------------------
+_FEWEST, _MOST_POINTS = 20, 250  # rows from which an accuracy is drawn; points of a curve
+
+
+def _sure_answers(facts: ReportFacts) -> _Drawn:
+    import numpy as np
+    from plotly.graph_objects import Figure, Scatter
+
+    from loraxs_search.operating_points import NUM_BINS, calibration_error, reliability
+    from loraxs_search.registry.evidence import ScoredRows
+
+    path = None if facts.finalist is None else facts.folder.confirmed.rows_path(facts.finalist.trial_id)
+    rows = ScoredRows.from_bytes(path.read_bytes()).answered if path is not None and path.is_file() else None
+    if facts.finalist is None or rows is None:
+        return "There are no answers to the test rows with a probability.", {}
+    counts = np.unique(np.geomspace(min(_FEWEST, len(rows[0])), len(rows[0]), _MOST_POINTS).round().astype(int))
+    right = np.cumsum(rows[1][np.argsort(-rows[0], kind="stable")])[counts - 1]
+    hover = "%{x:.1%}: %{y:.4f}<extra></extra>"
+    look = {
+        "mode": "lines",
+        "line": {"color": _ACCENT, "width": 2},
+        "hovertemplate": hover,
+        "name": "surest rows first",
+    }
+    covering = Figure(Scatter(x=(counts / len(rows[0])).tolist(), y=(right / counts).tolist(), **look))
+    if points := [each for each in facts.finalist.operating_points if each.test_accuracy is not None]:
+        kept = [(each.test_accuracy or 0.0, *(each.test_accuracy_interval or (0.0, 1.0))) for each in points]
+        above, below = zip(*((high - own, own - low) for own, low, high in kept), strict=True)
+        bars = {"type": "data", "array": above, "arrayminus": below, "color": _INK, "thickness": 1}
+        marks = {"mode": "markers+text", "marker": {"color": _ACCENT, "size": 9}, "textposition": "top right"}
+        marks |= {"text": [f"{each.point:g}" for each in points], "name": "operating points", "error_y": bars}
+        covering.add_trace(Scatter(x=[each.coverage for each in points], y=[own for own, *_ in kept], **marks))
+    bins = reliability(rows)
+    said, was, numbers = zip(*bins, strict=True)
+    hover = "%{x:.3f}: %{y:.3f} of %{text} rows are right<extra></extra>"
+    look = {"mode": "lines+markers", "line": {"color": _ACCENT}, "hovertemplate": hover, "name": "answers"}
+    ends = [min(*said, *was), 1.0]
+    calibrated = {
+        "mode": "lines",
+        "line": {"color": _INK, "width": 1.2, "dash": "dot"},
+        "name": "as right as it is sure",
+    }
+    reliable = Figure([Scatter(x=said, y=was, text=numbers, **look), Scatter(x=ends, y=ends, **calibrated)])
+    _styled(covering, "share of the test rows that is answered", "share of these that is right")
+    _styled(reliable, "mean probability of the answer", "share that is right")
+    says = (
+        "The finalist on the test rows, surest answers first, with its operating points and their 95 % intervals; and"
+        f" how often it is right at each probability, in {NUM_BINS} bins of equally many rows: calibration error"
+        f" {calibration_error(rows):.4f}."
+    )
+    return says, {"accuracy_over_coverage": covering, "reliability": reliable}
+
+
 # ---- trials and their params -----------------------------------------------------------------------------------------
 _LONGEST = 18  # characters of a label
 _MAX_TICKS = 12  # more numbers than these are points of a scale
@@ -245,6 +298,7 @@ def _slices(facts: ReportFacts) -> _Drawn:
 FIGURES: dict[str, tuple[str, Callable[[ReportFacts], _Drawn]]] = {  # a heading, as shown to users, and what draws it
     "learning_curves": ("Learning curves", _learning_curves),
     "quality_and_bytes": ("Quality against bytes", _quality_and_bytes),
+    "sure_answers": ("Where it is sure", _sure_answers),
     "history": ("Best score over trials", _history),
     "importances": ("Importances", _importances),
     "slices": ("Score over each parameter", _slices),

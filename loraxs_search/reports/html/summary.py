@@ -151,6 +151,7 @@ class _Result:
     rows: str
     test: bool
     stored_bytes: int | None
+    calibration_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,8 @@ def summary(facts: ReportFacts) -> Summary:
         size = "" if result.stored_bytes is None else f", in {result.stored_bytes:,} bytes"
         best = "The finalist" if result.test else "The best candidate" if facts.candidates else "The best so far"
         what = f"{best}, {'refit' if '.' in result.name else 'trial'} {result.name}, reaches {result.metric}"
-        found = f"{what} {result.score:.4f} on {result.rows}{size}."
+        error = "" if result.calibration_error is None else f" (calibration error {result.calibration_error:.4f})"
+        found = f"{what} {result.score:.4f}{error} on {result.rows}{size}."
     for baseline in facts.baselines:
         score = gain = None
         if result is not None:
@@ -243,15 +245,31 @@ def _result(facts: ReportFacts) -> _Result | None:
     metric = facts.task.metric
     finalist, candidate = facts.finalist, next(iter(facts.candidates), None)
     if finalist is not None and math.isfinite(score := finalist.test_metrics.get(metric, math.nan)):
-        return _Result(finalist.trial_id, metric, score, "the test rows", True, finalist.stored_bytes)
+        return _Result(
+            finalist.trial_id,
+            metric,
+            score,
+            "the test rows",
+            True,
+            finalist.stored_bytes,
+            finalist.test_metrics.get("calibration_error"),
+        )
     if candidate is not None and math.isfinite(score := candidate.validation_metrics.get(metric, math.nan)):
-        return _Result(candidate.trial_id, metric, score, "all validation rows", False, candidate.stored_bytes)
+        return _Result(
+            candidate.trial_id,
+            metric,
+            score,
+            "all validation rows",
+            False,
+            candidate.stored_bytes,
+            candidate.validation_metrics.get("calibration_error"),
+        )
     best = facts.best
     if best is None or best.score is None:
         return None
     limit = facts.task.validation_rows
     rows = "the validation rows" if limit is None else f"at most {limit:,} validation rows"
-    return _Result(best.trial_id, facts.metric, best.score, rows, False, best.stored_bytes)
+    return _Result(best.trial_id, facts.metric, best.score, rows, False, best.stored_bytes, best.calibration_error)
 
 
 def _verdict(result: _Result | None, against: Sequence[tuple[Baseline, float | None, float | None]]) -> str:

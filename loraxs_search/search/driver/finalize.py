@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,13 +21,22 @@ from ray.exceptions import RayTaskError
 from loraxs_search.errors import LoraxsError, StudyError, TrialDivergedError, counted
 from loraxs_search.log.events import RowsScored
 from loraxs_search.manifest import MANIFEST, Manifest, sealed, verify
+from loraxs_search.operating_points import measure
 from loraxs_search.records.adapter import NUM_WRONG_ROWS, Answers, ClassReport, ClassScores, Confirmation
-from loraxs_search.records.codec import sign_of
-from loraxs_search.records.search import Candidate, CheckpointSelection, PromotionRule, Refit, SearchPlan, SliceScore
+from loraxs_search.records.codec import Split, sign_of
+from loraxs_search.records.search import (
+    Candidate,
+    CheckpointSelection,
+    OperatingPoint,
+    PromotionRule,
+    Refit,
+    SearchPlan,
+    SliceScore,
+)
 from loraxs_search.records.task import Task
 from loraxs_search.records.trial import AdapterSize, TrialRecord, TrialSpec, TrialState
 from loraxs_search.registry.card import model_card
-from loraxs_search.registry.evidence import slice_scores
+from loraxs_search.registry.evidence import ScoredRows, slice_scores
 from loraxs_search.registry.factor_sets import factors_at, install_factors
 from loraxs_search.registry.finalist import NOISE, Criterion, choose, trial_of
 from loraxs_search.reports.leaderboard import front
@@ -247,13 +256,13 @@ class Finalization:
             chosen = replace(done, baselines=folder.baselines() or (), earlier_finalists=earlier)
         known, finalist = {c.trial_id: c for c in candidates}, list[Confirmation]()
 
-        def answer(rows: range) -> WorkItem:
-            spec, snapshot = self._trained(name).spec, self._snapshot(name)
+        def answer(rows: range, split: Split) -> WorkItem:
+            spec, snapshot, asked = self._trained(name).spec, self._snapshot(name), task.for_candidates
             try:
-                found = yield on_host(lambda host: host.answer(spec, snapshot, rows, task.for_candidates), task, spec)
+                found = yield on_host(lambda host: host.answer(spec, snapshot, rows, asked, split), task, spec)
             except TrialDivergedError:
                 found = Answers((), (), math.nan)
-            confirmed.write_answers(name, rows, found)
+            confirmed.write_answers(name, rows, found, split)
 
         def write(own: str) -> WorkItem:
             spec, snapshot = self._trained(own).spec, self._snapshot(own)
@@ -265,9 +274,7 @@ class Finalization:
 
         untested, items = chosen is not None and not chosen.test_metrics, list[WorkItem]()
         if untested:
-            rows, known_rows = range(self._actors.info.num_rows["test"]), confirmed.answers(name)
-            parts = [rows[start : start + _PART] for start in range(0, len(rows), _PART)]
-            items += [answer(part) for part in parts if part not in known_rows]
+            items += [answer(rows, split) for rows, split in self._unanswered(name)]
         kept = [r.trial_id for r in self.trials if self._space.method_of(r.params).has_adapter]
         for own in dict.fromkeys((*known, *kept)):
             path = folder.adapter_path(own)
@@ -281,7 +288,9 @@ class Finalization:
         if untested:
             metrics, scored = joined(answers, task)
             answered, baselines = scored.to_bytes(), folder.baselines() or ()
-            chosen = replace(chosen, test_metrics=metrics, baselines=baselines, earlier_finalists=earlier)
+            points = operating_points(list(confirmed.answers(name, "validation").values()), scored, task)
+            made = {"test_metrics": metrics, "baselines": baselines, "operating_points": points}
+            chosen = replace(chosen, **made, earlier_finalists=earlier)
         for confirmation in finalist:  # none if it was written before the driver was killed
             slices: tuple[SliceScore, ...] = ()
             if task.slices and all(part.predictions for part in answers):  # no champion, no sign
@@ -312,6 +321,17 @@ class Finalization:
         pool = self._actors.pool
         at_once = pool.config.max_trials if shared else 1
         map_over_hosts(pool, items, self._on_loop_step, at_once=at_once, finished=finished)
+
+    def _unanswered(self, finalist: str) -> Iterator[tuple[range, Split]]:
+        """Yield the test rows that the finalist has not answered yet, in parts; of validation rows those that choose
+        thresholds."""
+        info, task = self._actors.info, self._space.task
+        num_rows = {**info.num_rows, **info.data.num_rows}  # of whole splits
+        splits: tuple[Split, ...] = ("test", "validation")
+        for split in splits if task.operating_points and kind_of(task).gives_confidences else splits[:1]:
+            rows, answered = range(num_rows[split]), self._confirmed.answers(finalist, split)
+            parts = (rows[start : start + _PART] for start in range(0, len(rows), _PART))
+            yield from ((part, split) for part in parts if part not in answered)
 
     def _recipe(self, trial_id: str) -> dict[str, Refit]:
         """Return a trial and its refits that have been trained, or have failed, by name."""
@@ -411,10 +431,17 @@ class Finalization:
             start_from={"name": start.name, "digest": start.digest} if start and hyper.start_from else None,
             lineage=adapter.lineage,
             setup=info.base.setup,
+            operating_points=candidate.operating_points if candidate else (),
         )
         manifest = replace(manifest, **beside)
         files = {**confirmation.files, "README.md": model_card(manifest).encode()}
         self._folder.write_adapter(name, sealed(files, manifest))
+
+
+def operating_points(validation: Sequence[Answers], test: ScoredRows, task: Task) -> tuple[OperatingPoint, ...]:
+    """Return a finalist's operating points by its answers to all validation and test rows; none without confidences."""
+    chosen_on, measured_on = joined(validation, task)[1].answered if validation else None, test.answered
+    return () if chosen_on is None or measured_on is None else measure(task.operating_points, chosen_on, measured_on)
 
 
 def class_report(parts: Sequence[Answers], task: Task) -> ClassReport | None:

@@ -120,11 +120,11 @@ def joined(parts: Sequence[Answers], task: Task) -> tuple[dict[str, float], Scor
         of_parts = [getattr(part, name) for part in parts]
         return None if any(own is None for own in of_parts) else [value for own in of_parts for value in own]
 
-    columns = {name: column(name) for name in ("losses", "counts", "correct", "ended")}
+    columns = {name: column(name) for name in ("losses", "counts", "correct", "ended", "confidences")}
     predictions, labels = column("predictions") or [], column("labels") or []
     names = [name for name in task.slices if all(name in part.slices for part in parts)]
     slices = {name: [value for part in parts for value in part.slices[name]] for name in names}
-    sums: dict[str, Any] = {name: columns[name] for name in ("losses", "counts", "correct")}
+    sums: dict[str, Any] = {name: columns[name] for name in ("losses", "counts", "correct", "confidences")}
     rows = ScoredRows.of(predictions, labels, **sums, slices=slices)
     if not all(part.predictions for part in parts):
         return dict.fromkeys((*task.metrics, "loss"), math.nan), rows

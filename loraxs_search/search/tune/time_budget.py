@@ -69,9 +69,10 @@ class TimeBudget:
         self._report_s = plan.report_every * step_s * running / devices
 
         num_rows = {**scored, **actors.info.data.num_rows}
-        row_s, shots = self.answer_s or scoring_s / max(1, scored["validation"]), len(kind_of(task).shots)
+        kind, row_s = kind_of(task), self.answer_s or scoring_s / max(1, scored["validation"])
+        shots, again = len(kind.shots), num_rows["validation"] * kind.gives_confidences  # the finalist's
         asked = min(num_rows["validation"], BASE_MODEL_ROWS) * shots + num_rows["test"] * bool(shots)
-        fixed_s = (row_s * num_rows["test"] + self.answer_s * asked) / devices
+        fixed_s = (row_s * (num_rows["test"] + again) + self.answer_s * asked) / devices
         has_scores = task.report_metric is None and num_rows["validation"] <= scored["validation"]
         candidate_s = 0.0 if has_scores else row_s * num_rows["validation"] / devices  # of its last report
         refit_s = plan.max_steps * step_s / devices

@@ -46,6 +46,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from loraxs_search.errors import TaskDataError, TrialDivergedError, shortened
+from loraxs_search.operating_points import calibration_error
 from loraxs_search.records.adapter import Prediction
 from loraxs_search.records.codec import SECTION, Law, Split, Text, distinct
 from loraxs_search.records.task import AnswerFact, OutputScale, Serving, Task, TaskModel
@@ -185,6 +186,7 @@ class RowScores:
         counts: What these are sums of, (n,), int64.
         correct: How many of these were predicted, (n,), int64; None if the kind does not count them.
         ended: False where the bound on new tokens ended what was written, (n,); None if nothing was written.
+        confidences: How likely each answer is, (n,), float32; None if the kind does not know it.
     """
 
     predictions: Values | None
@@ -192,6 +194,7 @@ class RowScores:
     counts: npt.NDArray[np.int64]
     correct: npt.NDArray[np.int64] | None = None
     ended: npt.NDArray[np.bool_] | None = None
+    confidences: npt.NDArray[np.float32] | None = None
 
 
 def finite(values: Tensor, what: str = "Logits") -> Tensor:
@@ -223,6 +226,7 @@ class TaskKind(ABC):
     report_metric: ClassVar[str | None] = None  # what trials are compared by where a space says nothing; None: `metric`
     asking: ClassVar[frozenset[str]] = frozenset()  # keys of `settings` that say how rows are asked, as prompts do
     cut_part: ClassVar[str] = "ends"  # what rows lose that are longer than `max_length`: or their beginnings
+    gives_confidences: ClassVar[bool] = False  # `score` says how likely its answers are, as `predict` does
     has_right_answers: ClassVar[bool] = True  # an answer is right or wrong; numbers are near or far
     is_exclusive: ClassVar[bool] = True  # a row has one label; else any number, and probabilities are of each by itself
     most_constants: ClassVar[int] = 32  # answers that are scored as the constant one
@@ -508,7 +512,8 @@ class TaskKind(ABC):
         """Return all metrics that scores give, the mean loss among them; without answers, those that need none.
 
         Of answers that were written, also two shares of all rows: `unparsed`, in which no answer was found, and
-        `unended`, which the bound on new tokens ended. Rows without a count have no loss.
+        `unended`, which the bound on new tokens ended. Of answers whose probability is known, the `calibration_error`.
+        Rows without a count have no loss.
         """
         measured = {} if scores.predictions is None else self.measure(scores.predictions, labels)
         for name in dict.fromkeys((*self.task.metrics, self.task.search_metric)):
@@ -518,6 +523,8 @@ class TaskKind(ABC):
         if scores.predictions is not None and scores.ended is not None:
             measured["unparsed"] = float(np.mean(scores.predictions == ""))
             measured["unended"] = float(np.mean(~scores.ended))
+        if scores.predictions is not None and scores.confidences is not None:
+            measured["calibration_error"] = calibration_error((scores.confidences, scores.predictions == labels))
         if scores.counts.any():
             measured["loss"] = float(scores.losses.sum() / np.float32(scores.counts.sum()))
         return measured

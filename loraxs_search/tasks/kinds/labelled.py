@@ -277,7 +277,8 @@ class LabelledKind(TaskKind):
     # ---- scoring -----------------------------------------------------------------------------------------------------
     def score(self, data: RowSource, split: Split, rows: RowNumbers) -> Scoring:
         outputs, losses = yield ForwardRequest(split, rows, self._outputs_and_losses)
-        return RowScores(self.answers(outputs), losses.numpy(), np.ones(len(rows), np.int64))
+        scores = RowScores(self.answers(outputs), losses.numpy(), np.ones(len(rows), np.int64))
+        return replace(scores, confidences=outputs.softmax(-1).amax(-1).numpy()) if self.gives_confidences else scores
 
     def _outputs_and_losses(self, outputs: PassOutputs, batch: Batch) -> tuple[Tensor, ...]:
         return outputs.read, self.loss(outputs, batch)
@@ -326,6 +327,7 @@ class SequenceClassification(LabelledKind):
     name = "sequence-classification"
     section = LabelledSection
     metrics = CLASS_METRICS
+    gives_confidences = True
     problem_type = "single_label_classification"
     hub_pipeline = "text-classification"
 

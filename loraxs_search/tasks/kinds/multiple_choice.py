@@ -408,6 +408,7 @@ class MultipleChoice(LanguageModelKind):
 
     name = "multiple-choice"
     section = _MultipleChoiceSection
+    gives_confidences = True
     metrics = {"accuracy": CLASS_METRICS["accuracy"], "macro_f1": CLASS_METRICS["macro_f1"]} | TOKEN_METRICS
     asking = frozenset({"prompt", "messages", "options", "normalize"})
 
@@ -535,10 +536,8 @@ class MultipleChoice(LanguageModelKind):
 
     def predict(self, data: RowSource, questions: EncodedRows, shown: Sequence[str]) -> Predicting:
         choices, scores, _, _ = yield from self._option_scores(questions)
-        best = [int(own.argmax()) for own in scores]
-        shares = [float(1 / np.exp(own - own[one]).sum()) for own, one in zip(scores, best, strict=True)]
-        answers = [own[one] for own, one in zip(choices.texts, best, strict=True)]
-        return [Prediction(*it) for it in zip(shown, answers, shares, strict=True)]
+        answers = [own[int(of_row.argmax())] for own, of_row in zip(choices.texts, scores, strict=True)]
+        return [Prediction(*it) for it in zip(shown, answers, _confidences(scores).tolist(), strict=True)]
 
     def _scored(self, asked: EncodedRows) -> Scoring:
         """Yield what scores all options of these rows, and return answers and the losses of the right options."""
@@ -546,7 +545,9 @@ class MultipleChoice(LanguageModelKind):
         answers = np.array([own.argmax() for own in scores], np.int64)
         counts = asked.counts(np.arange(len(asked)))
         right = np.cumsum([0, *map(len, choices.tokens[:-1])]) + np.array(choices.labels, np.int64)
-        return RowScores(answers, losses[right], counts, correct[right])
+        return RowScores(
+            answers, losses[right], counts, correct[right], confidences=_confidences(scores).astype(np.float32)
+        )
 
     def _option_scores(self, asked: EncodedRows) -> RequestGenerator[tuple[Choices, list[Values], Values, Values]]:
         """Yield a pass over all options of rows; return the options, each row's scores of them, (options,), and of all
@@ -569,3 +570,8 @@ class MultipleChoice(LanguageModelKind):
         if fixed is not None:
             return fixed[number].strip()
         return ascii_uppercase[number] if number < len(ascii_uppercase) else str(number)
+
+
+def _confidences(scores: Sequence[Values]) -> npt.NDArray[np.float64]:
+    """Return how likely the best option of each row is among all of the row, by their scores."""
+    return np.array([1 / np.exp(own - own.max()).sum() for own in scores])

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.studies import study
 from support.toy_language import choosing, save_base, writing
+from support.toys import seal
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 import loraxs_search
@@ -26,13 +27,14 @@ from loraxs_search.base_model.locate import locate
 from loraxs_search.errors import BaseModelError, IntegrityError, RegistryError, StudyError, TaskDataError, UsageError
 from loraxs_search.factors.store import FactorStore, write_factors
 from loraxs_search.home import factor_path
-from loraxs_search.manifest import Manifest
+from loraxs_search.manifest import Manifest, verify
 from loraxs_search.methods import get_method
 from loraxs_search.methods.loading import load_adapter_folder
 from loraxs_search.methods.loraxs import LoraXSConfig, use_factor_store
 from loraxs_search.methods.loraxs.model import body_fingerprint
 from loraxs_search.predictor import Predictor
 from loraxs_search.records.codec import from_json
+from loraxs_search.records.search import OperatingPoint
 from loraxs_search.records.task import BaseModelRef, DataSource, Task, TaskModel
 from loraxs_search.registry.factor_sets import install_factors
 from loraxs_search.tasks.kinds import TaskKind, classifier
@@ -65,10 +67,12 @@ def folders(base, make_adapter, tmp_path_factory):
         "d": {"rank": 2, "num_labels": 3},
     }
     folder = tmp_path_factory.mktemp("adapters")
-    return {
+    made = {
         name: make_adapter(folder / name, base, seed=seed, target_modules=TARGETS, **kind)
         for seed, (name, kind) in enumerate(kinds.items())
     }
+    seal(made["d"], dataclasses.replace(verify(made["d"]), operating_points=(OperatingPoint(0.9, 0.0, 100),)))
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +123,7 @@ def test_texts_of_several_tasks_are_one_batch(bank, folders, base):
         (expected,) = loraxs_search.predict(str(folders[name]), [text])
         assert (prediction.text, prediction.label) == (text, expected.label)
         assert prediction.score == pytest.approx(expected.score, abs=1e-5)
+        assert prediction.sure_at == expected.sure_at == ({0.9: True} if name == "d" else None)
 
 
 def test_names_beside_a_table_are_taken_in_its_order(bank, inputs):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from support.toys import rows
 
-from loraxs_search.records.search import AnswerFlips, Baseline, Candidate, Decision, PromotionRule
+from loraxs_search.records.search import AnswerFlips, Baseline, Candidate, Decision, OperatingPoint, PromotionRule
 from loraxs_search.records.task import Task
 from loraxs_search.registry.evidence import ScoredRows, slice_scores
 from loraxs_search.registry.finalist import choose
@@ -238,6 +238,32 @@ def test_what_a_guarded_slice_loses_must_be_known(rows, why):
     decision = decide(replace(NUMBERS, guards={"slice_loss": 1.0}), TASK, found, champion)
     assert not decision.promoted
     assert decision.reasons[-1].startswith(f"guard: slice_loss {why}")
+
+
+# ---- operating points ------------------------------------------------------------------------------------------------
+def _sure(scored, rows, *thresholds):
+    """Return an adapter that gives row i the confidence i / 100, with thresholds for .9 and .95."""
+    points = [OperatingPoint(point, own, 100) for point, own in zip((0.9, 0.95), thresholds, strict=False)]
+    found = replace(scored.candidate, operating_points=tuple(points))
+    return replace(scored, candidate=found, rows=replace(rows, confidences=np.arange(100) / 100))
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "allowed", "why"),
+    [
+        ((0.5, 0.65), 0.05, ""),
+        ((0.4, 0.66), 0.05, "at 0.95 would go from 0.4000 to 0.3400, and may fall by 0.05"),
+        ((0.4, None), 0.3, "at 0.95 would go from 0.4000 to 0.0000"),
+        ((), 0.9, "needs operating points of both on the test rows, but s1/t0 has none"),
+    ],
+)
+def test_no_point_may_answer_fewer_rows_than_its_guard_allows(thresholds, allowed, why):
+    champion = _sure(_old(500), _right_between(0, 50), 0.5, 0.6)
+    found = _sure(_scored("t0", 850), _right_between(5, 90), *thresholds)
+    decision = decide(replace(RULE, guards={"coverage": allowed}), TASK, found, champion)
+    assert decision.promoted is not bool(why)
+    assert not why or decision.reasons[-1].startswith(f"guard: coverage {why}")
+    assert any("at 0.9 it " in reason for reason in decision.reasons) is bool(thresholds)
 
 
 def test_slices_are_scored_by_the_metric_that_decides_and_a_first_champion_too():

@@ -7,6 +7,7 @@ from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from support.studies import TASK, Tried, confirm, recorded_search, searched, study
 from support.toys import adapter
@@ -15,8 +16,9 @@ import loraxs_search
 from loraxs_search import figures
 from loraxs_search.log.events import TrialEnded
 from loraxs_search.records.adapter import ClassReport, ClassScores, Sample
-from loraxs_search.records.search import Baseline, PromotionRule
+from loraxs_search.records.search import Baseline, OperatingPoint, PromotionRule
 from loraxs_search.records.trial import TrialState
+from loraxs_search.registry.evidence import ScoredRows
 from loraxs_search.reports.html.figures import FIGURES
 from loraxs_search.reports.html.page import write_report
 from loraxs_search.reports.html.summary import ReportFacts, summary
@@ -58,6 +60,23 @@ def test_each_figure_comes_from_python_by_name_and_shows_every_trial():
     assert list(drawn["slice_rank"].data[0].y) == scores
     assert list(drawn["slice_rank"].layout.xaxis.ticktext) == ["4", "8", "16"]
     assert drawn["slice_learning_rate"].layout.xaxis.type == "log"
+
+
+def test_where_the_finalist_is_sure_is_drawn_of_the_test_rows():
+    folder = searched("s", [Tried({}, 0.8)])
+    point = OperatingPoint(0.9, 0.75, 500, 0.5, (0.4, 0.6), 0.92, (0.85, 0.96))
+    confirm(folder, "00000", [0.79], [0] * 100, [0] * 100, operating_points=(point,))
+    assert "accuracy_over_coverage" not in figures("s"), "its answers have no probability"
+    sure = np.linspace(1.0, 0.5, 100)
+    rows = ScoredRows.of([0] * 100, [0] * 50 + [0, 1] * 25, confidences=sure.tolist())
+    folder.confirmed.rows_path("00000").write_bytes(rows.to_bytes())
+    drawn = figures("s")
+    curve, marks = drawn["accuracy_over_coverage"].data
+    assert (curve.x[0], curve.y[0], curve.x[-1], curve.y[-1]) == (0.2, 1.0, 1.0, 0.75)
+    assert (marks.x, marks.y, marks.text) == ((0.5,), (0.92,), ("0.9",))
+    assert (marks.error_y.array[0], marks.error_y.arrayminus[0]) == pytest.approx((0.04, 0.07))
+    bins, _ = drawn["reliability"].data
+    assert (sum(bins.text), bins.x[-1], bins.y[-1]) == (100, pytest.approx(sure[:6].mean()), 1.0)
 
 
 def test_the_best_is_on_top_where_less_is_better():
@@ -146,7 +165,7 @@ STUDIES = {
 def test_every_study_has_a_report_and_each_figure_is_there_or_says_why_not(make):
     folder = make()
     drawn = [draw(ReportFacts.of(folder)) for _, draw in FIGURES.values()]
-    assert len(drawn) == 5
+    assert len(drawn) == 6
     assert all(says.endswith(".") for says, _ in drawn)
     page = page_of(folder)
     names = {name for _, plots in drawn for name in plots}
@@ -174,7 +193,7 @@ def test_a_page_fetches_nothing_and_has_the_script_once():
     assert policy.startswith("default-src 'none'; script-src 'sha256-")
     assert policy.count("'sha256-") == 2
     assert len(page.named("table")) == 6  # baselines, first and all trials, cost, failures, settings
-    assert (len(page.named("h1")), len(page.named("h2"))) == (1, 9)
+    assert (len(page.named("h1")), len(page.named("h2"))) == (1, 10)
     targets = {each["href"] for each in page.named("a")}
     assert targets <= {f"#{each['id']}" for _, each, _ in page.elements if "id" in each}
 

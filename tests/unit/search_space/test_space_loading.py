@@ -109,6 +109,8 @@ def test_what_is_named_anew_is_not_taken_from_where_the_catalogue_has_it(parse):
 def test_faults_of_a_catalogue_task(faults):
     (line,) = faults(CATALOGUE.format(task="stsb") + "promotion: {guards: {negative_flips: 0.02}}\n")
     assert "promotion.guards: must not name negative_flips: the task's answers are numbers" in line
+    (line,) = faults(CATALOGUE.format(task="stsb") + "promotion: {guards: {coverage: 0.02}}\n")
+    assert "promotion.guards: must not name coverage: the task has no operating points" in line
     (line,) = faults(CATALOGUE.format(task="sst-2"))
     assert line.startswith("space.yaml:1: task: did you mean sst2? It must be one of: sst2, ")
 

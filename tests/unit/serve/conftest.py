@@ -21,9 +21,10 @@ from support.toys import seal
 from loraxs_search.base_model.locate import locate
 from loraxs_search.cli.serve import listen
 from loraxs_search.factors.store import FactorStore
-from loraxs_search.manifest import Manifest
+from loraxs_search.manifest import Manifest, verify
 from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.records.codec import from_json
+from loraxs_search.records.search import OperatingPoint
 from loraxs_search.records.task import BaseModelRef, Task
 from loraxs_search.registry.store import Registry
 from loraxs_search.serve.app import Server
@@ -111,9 +112,12 @@ def folders(base, make_adapter, tmp_path_factory):
         "three": {"rank": 2, "num_labels": 3},
         "number": {"rank": 4, "num_labels": 1},
     }
-    return {
+    made = {
         name: make_adapter(folder / name, base, seed=seed, **kind) for seed, (name, kind) in enumerate(kinds.items())
     }
+    points = (OperatingPoint(0.9, 0.0, 100), OperatingPoint(0.95, 1.0, 100), OperatingPoint(0.99, None, 100))
+    seal(made["two"], replace(verify(made["two"]), operating_points=points))
+    return made
 
 
 @pytest.fixture(scope="package")

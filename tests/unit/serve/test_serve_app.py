@@ -51,6 +51,7 @@ def test_answers_are_those_of_predict_and_name_their_adapter(encoder, folders):
         for one, other in zip(answer["data"], expected, strict=True):
             assert close(one["probs"], other.probabilities.values())
             assert one["num_classes"] == len(other.probabilities)
+            assert one.get("sure") == ([0.9] if name == "two" else None), "an adapter without points says nothing"
             assert one["label"] == answer["labels"][one["probs"].index(max(one["probs"]))]
         assert [one["index"] for one in answer["data"]] == [0, 1, 2, 3]
         assert answer["model"] == model

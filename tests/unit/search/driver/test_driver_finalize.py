@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
@@ -17,10 +18,11 @@ from support.toys import TASK as TOY
 from loraxs_search.errors import TaskDataError, TrialDivergedError
 from loraxs_search.manifest import folder_digest, sealed, verify
 from loraxs_search.records.adapter import Answers, ClassScores, Sample
-from loraxs_search.records.codec import to_json
+from loraxs_search.records.codec import Split, to_json
 from loraxs_search.records.search import Baseline, PromotionRule, SearchPlan
-from loraxs_search.records.task import BaseModel, BaseModelRef, DataSource, Task
+from loraxs_search.records.task import BaseModel, BaseModelRef, DataReport, DataSource, Task
 from loraxs_search.records.trial import AdapterSize, TrialRecord, TrialReport, TrialSpec, TrialState
+from loraxs_search.registry.evidence import ScoredRows
 from loraxs_search.search.driver import finalize
 from loraxs_search.search.driver.finalize import Finalization, candidate_trials, class_report
 from loraxs_search.search.driver.work_items import WorkItem
@@ -77,7 +79,9 @@ class Hosts:
         self.error, self.asked = error, list[tuple[str, int]]()
         self.serve = SimpleNamespace(remote=lambda work, *_: work(self))
         rows, base = {"validation": num_rows, "test": 2}, BaseModel("b", "", "digest")
-        self.info = SimpleNamespace(num_rows=rows, data_fingerprint="d", test_fingerprint="t", base=base)
+        self.info = SimpleNamespace(
+            num_rows=rows, data_fingerprint="d", test_fingerprint="t", base=base, data=DataReport()
+        )
 
     def map_over(self, _pool: object, items: Sequence[WorkItem], *_: object, **__: object) -> None:
         do_all(items, self)
@@ -200,15 +204,52 @@ def test_a_refit_that_is_late_is_left_out(folder, monkeypatch):
     assert folder.confirmed.refit("00001.1").read() is None
 
 
+def test_all_validation_rows_choose_the_finalists_thresholds_and_those_answered_before_a_kill_are_not_asked_again(
+    folder, monkeypatch
+):
+    hosts, asked = Hosts(10), list[tuple[Split, range]]()
+    hosts.info.data = DataReport(num_rows={"validation": 200, "test": 50})  # more than reports score
+
+    def answer(_: TrialSpec, __: bytes, rows: range, ___: Task, split: Split) -> Answers:
+        asked.append((split, rows))
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        sure = tuple(0.9 if row < 180 else 0.6 for row in rows)
+        return Answers((1,) * len(rows), tuple(int(own > 0.8) for own in sure), 0.5, confidences=sure)
+
+    hosts.answer = answer  # type: ignore[attr-defined]
+    hosts.confirm = lambda *_: "confirmed"  # type: ignore[attr-defined]
+    monkeypatch.setattr(finalize, "verify", lambda _: SimpleNamespace(baselines=(), test_metrics={}))
+    written = list[Any]()
+    for is_killed in (True, False):
+        end = ending(folder, hosts, monkeypatch, seeds=0)
+        monkeypatch.setattr(end, "_write", lambda *given: written.append(given))
+        with pytest.raises(KeyboardInterrupt) if is_killed else nullcontext():
+            finalist = end.seal(end.validate(FREE))[0]
+    assert asked == [("test", range(50)), *[("validation", range(128))] * 2, ("validation", range(128, 200))]
+    points = finalist.operating_points
+    assert [(it.point, it.threshold, it.validation_rows, it.coverage) for it in points] == [
+        (0.9, 0.9, 200, 1.0),
+        (0.95, 0.9, 200, 1.0),
+        (0.99, None, 200, None),
+    ]
+    assert next(it for it in written if it[2].test_metrics)[2].operating_points == points
+    assert folder.confirmed.finalist("00001") == finalist
+    stored = ScoredRows.from_bytes(folder.confirmed.rows_path("00001").read_bytes())
+    assert stored.confidences is not None
+    assert set(stored.confidences) == {0.9}
+    assert finalist.test_metrics["calibration_error"] == pytest.approx(0.1)
+
+
 def test_test_rows_are_answered_once_and_the_finalist_is_sealed_with_what_they_show(folder, monkeypatch):
     """Some were answered before a kill; not finite ones are an answer, too."""
     hosts = Hosts(10)
     hosts.info.num_rows["test"] = 300
     asked = list[range]()
 
-    def answer(spec: TrialSpec, _: bytes, rows: range, task: Task) -> Answers:
+    def answer(spec: TrialSpec, _: bytes, rows: range, task: Task, split: Split) -> Answers:
         assert (spec.trial_id, task.validation_rows) == ("00001", None)
-        asked.append(rows)
+        asked.extend([rows] if split == "test" else [])
         if rows.start == 256:
             raise TrialDivergedError("Logits must be finite.")
         return Answers((1,) * len(rows), (1,) * len(rows), 0.5)
