@@ -287,7 +287,7 @@ def leaderboard(
                 test_score=finalist.test_metrics.get(task.metric) if finalist else None,
                 unparsed=validation.get("unparsed") if validation else row.unparsed,
                 unended=validation.get("unended") if validation else row.unended,
-                calibration_error=(validation or {"calibration_error": row.calibration_error}).get("calibration_error"),
+                calibration_error=validation.get("calibration_error") if validation else row.calibration_error,
                 finalist=finalist.trial_id if finalist else "",
             )
         )

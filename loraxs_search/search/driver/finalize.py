@@ -289,7 +289,7 @@ class Finalization:
             metrics, scored = joined(answers, task)
             answered, baselines = scored.to_bytes(), folder.baselines() or ()
             points = operating_points(list(confirmed.answers(name, "validation").values()), scored, task)
-            made = {"test_metrics": metrics, "baselines": baselines, "operating_points": points}
+            made: dict[str, Any] = {"test_metrics": metrics, "baselines": baselines, "operating_points": points}
             chosen = replace(chosen, **made, earlier_finalists=earlier)
         for confirmation in finalist:  # none if it was written before the driver was killed
             slices: tuple[SliceScore, ...] = ()

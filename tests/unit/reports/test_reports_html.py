@@ -76,7 +76,7 @@ def test_where_the_finalist_is_sure_is_drawn_of_the_test_rows():
     assert (marks.x, marks.y, marks.text) == ((0.5,), (0.92,), ("0.9",))
     assert (marks.error_y.array[0], marks.error_y.arrayminus[0]) == pytest.approx((0.04, 0.07))
     bins, _ = drawn["reliability"].data
-    assert (sum(bins.text), bins.x[-1], bins.y[-1]) == (100, pytest.approx(sure[:6].mean()), 1.0)
+    assert (sum(map(int, bins.text)), bins.x[-1], bins.y[-1]) == (100, pytest.approx(sure[:6].mean()), 1.0)
 
 
 def test_the_best_is_on_top_where_less_is_better():

@@ -62,7 +62,7 @@ metric | methods: [lora-x] | promotion.methods | did you mean lora-xs? It must b
 name | direction: minimize | task.direction | must be left out, or be maximize, the direction of accuracy, but got
 metric | guards: {slice_loss: 0.02} | promotion.guards | must stand beside `task.slices` where it names slice_loss
 name | operating_points: [0.9, 0.9] | task.operating_points | must be at most 8 numbers that increase
-name | operating_points: [0.9, 1] | task.operating_points[1] | must be less than 1
+name | operating_points: [0.9, 1] | task.operating_points[1] | must be below 1
 name | slices: [source, label] | task.slices[1] | must be a column that groups rows
 metric | choose: smallest | promotion.choose | must stand beside a tolerance, which says what fewer bytes may cost
 trials | pack_size: 0 | search.pack_size | must be a whole number of at least 1, or auto
