@@ -22,8 +22,10 @@ log = logging.getLogger(__name__)
 
 
 def is_sure(answer: Prediction) -> bool:
-    """Whether an answer is as likely as an operating point of its adapter asks for."""
-    return answer.score is not None and answer.score >= 0.9  # until adapters have operating points
+    """Whether an answer is sure at any operating point of its adapter; of one without thresholds, above 0.9."""
+    if answer.sure_at is not None:
+        return any(answer.sure_at.values())
+    return answer.score is not None and answer.score >= 0.9
 
 
 class KeptRows:

@@ -118,3 +118,7 @@ def test_answers_are_counted_beside_the_shares_of_the_test_rows(models, monkeypa
 
 def test_an_answer_is_sure_from_a_threshold_on():
     assert [is_sure(Prediction("x", "a", score)) for score in (None, 0.5, 0.95)] == [False, False, True]
+    assert [is_sure(Prediction("x", "a", 0.7, sure_at={0.8: own, 0.9: False})) for own in (True, False)] == [
+        True,
+        False,
+    ]
