@@ -81,6 +81,7 @@ REFUSED = [
     (["serve", "reviews", "--host", "not an address"], 2, ("must be free to listen at",)),
     (["serve", "reviews", "--api-key-file", "empty.txt"], 2, ("must have a key at least",)),
     (["serve", "reviews", "--max-bytes", "much", "--port", "0"], 2, ("must be a size such as 1GiB",)),
+    (["serve", "reviews", "--keep", "sure", "kept"], 2, ("must be `unsure DIR`, but got sure kept",)),
     (["serve", "reviews", "--replicas", "2"], 2, ("must go with --address",)),
     (["serve", "reviews", "--address", "auto", "--replicas", "2:1"], 2, ("1 <= MIN <= MAX, but got '2:1'",)),
     (["serve", "reviews", "--address", "auto", "--device", "cuda:1"], 2, ("Ray chooses the GPU",)),
