@@ -45,6 +45,7 @@ from loraxs_search.serve.bodies import Answer, Answered, ChatBody, ClassifyBody,
 from loraxs_search.serve.engine import Job, ServingEngine
 from loraxs_search.serve.kept_rows import KeptRows, is_sure
 from loraxs_search.serve.served_models import RefusedError, ServedAdapter, ServedModels
+from loraxs_search.tasks.rows import SEPARATOR
 from loraxs_search.versions import installed
 
 log = logging.getLogger(__name__)
@@ -254,18 +255,18 @@ class Server:
             self._seconds.labels(route, *self._whose).observe(time.perf_counter() - started)
 
     def _note_answers(self, jobs: Sequence[Job], results: Sequence[Answered], request: Request) -> None:
-        """Count answers by label, and keep the rows of those that are not sure, where that was asked for."""
+        """Count answers by label, one of several labels by each, and keep the rows of those that are not sure."""
         for job, part in zip(jobs, results, strict=True):
             assert job.adapter is not None  # the bare base has no answers
-            task, labels = job.adapter.task, job.adapter.manifest.task.labels
-            unsure = list[tuple[Sequence[Any], Prediction]]()
+            task, kind, unsure = job.adapter.task, job.adapter.kind, list[tuple[Sequence[Any], Prediction]]()
             for row, answer in zip(part.rows, part.predictions, strict=True):
-                sure = is_sure(answer)
-                series = (task, answer.label if answer.label in labels else "", sure)  # texts are no labels
-                if series not in self._series and len(self._series) >= _MAX_SERIES:
-                    series = ("", "", sure)
-                self._series.add(series)
-                self._answers.labels(series[0], series[1], str(sure).lower(), *self._whose).inc()
+                sure, given = is_sure(answer), answer.label or ""
+                for label in [given] if kind.is_exclusive else given.split(SEPARATOR):
+                    series = (task, label if label in kind.task.labels else "", sure)  # texts are no labels
+                    if series not in self._series and len(self._series) >= _MAX_SERIES:
+                        series = ("", "", sure)
+                    self._series.add(series)
+                    self._answers.labels(series[0], series[1], str(sure).lower(), *self._whose).inc()
                 if not sure and answer.probabilities is not None:
                     unsure.append((row, answer))
             if unsure and self._kept is not None:

@@ -6,12 +6,14 @@ import errno
 import hashlib
 import json
 import os
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 import requests
 
 from loraxs_search.records.adapter import ClassReport, ClassScores, Prediction
+from loraxs_search.records.task import DataSource, Task
 from loraxs_search.scaffold.roles import Choices, guess_roles, read_table
 from loraxs_search.serve.app import Server
 from loraxs_search.serve.bodies import Limits
@@ -34,6 +36,11 @@ def ask(url, texts, key="", model="task-2"):
     response = requests.post(f"{url}/classify", json={"model": model, "input": texts}, headers=headers, timeout=60)
     assert response.ok, response.text
     return response.json()["data"]
+
+
+def numbers(url):
+    lines = requests.get(f"{url}/metrics", timeout=60).text.splitlines()
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines) if name[:1] != "#"}
 
 
 def lines(path):
@@ -101,11 +108,7 @@ def test_answers_are_counted_beside_the_shares_of_the_test_rows(models, monkeypa
         labels = [one["label"] for one in ask(url, TEXTS)]
         ask(url, TEXTS[0], model="task-1")
         ask(url, TEXTS[5], model="task-1")
-        metrics = requests.get(f"{url}/metrics", timeout=60).text.splitlines()
-    found = {}
-    for line in metrics:
-        name, _, value = line.rpartition(" ")
-        found[name] = float(value) if name.startswith("loraxs_") else None
+        found = numbers(url)
     for label in set(labels):
         sure = labels[:4].count(label)
         for name, count in (("true", sure), ("false", labels.count(label) - sure)):
@@ -114,6 +117,19 @@ def test_answers_are_counted_beside_the_shares_of_the_test_rows(models, monkeypa
     assert (total, sum(name.startswith("loraxs_answers_total") for name in found) <= 5) == (32, True)
     assert found['loraxs_test_share{label="label 0",task="task-2"}'] == 0.75
     assert found['loraxs_test_share{label="label 1",task="task-2"}'] == 0.25
+
+
+def test_each_of_several_labels_is_counted(registry, encoder, base, make_adapter, tmp_path):
+    scored = ("micro_f1", "maximize", ("micro_f1",))
+    task = Task("tags", "multi-label", DataSource(), "text", "label", *scored, labels=("a", "b", "c"))
+    encoder.promote(make_adapter(tmp_path / "tags", base, task=task, rank=4))
+    with running(Server(ServedModels(["tags"], uri=registry[0]))) as url:
+        labels = Counter("|".join(one["label"] for one in ask(url, TEXTS, model="tags")).split("|"))
+        found = numbers(url)
+    assert len(labels) > 1
+    for label, count in labels.items():
+        series = f'loraxs_answers_total{{label="{label}",sure="SURE",task="tags"}}'
+        assert sum(found.get(series.replace("SURE", sure), 0) for sure in ("true", "false")) == count
 
 
 def test_an_answer_is_sure_from_a_threshold_on():
