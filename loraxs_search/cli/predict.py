@@ -47,10 +47,11 @@ def predict(
 
     Prints one line for each row, separated by tabs: the answer, how likely it is, and the text. If the answer is a
     number, it prints that and the text. If words are tagged, it prints the entities and the text: 0-12 PER Ada Lovelace
-    begins at the first character and ends before the thirteenth; a text without any has -. If the adapter writes text,
-    it prints what it writes and nothing else, on a terminal word by word; the texts that you give are the columns of
-    its prompt, one after the other for each row. Such answers may have several lines, and so may texts: --format csv,
-    --format jsonl and --json keep each row by itself.
+    begins at the first character and ends before the thirteenth; a text without any has -. If a text may have several
+    labels, they stand with | between; one without any has -. If the adapter writes text, it prints what it writes and
+    nothing else, on a terminal word by word; the texts that you give are the columns of its prompt, one after the other
+    for each row. Such answers may have several lines, and so may texts: --format csv, --format jsonl and --json keep
+    each row by itself.
 
     A file is read as training data are: a .csv or .tsv has a header with the task's columns, a .jsonl an object in each
     line. A .txt has a text in each line. So has standard input, unless its first line is such a header or object, or a
@@ -58,7 +59,8 @@ def predict(
     be answered is refused before any row is.
 
     --format csv and jsonl print the file as it is, with `prediction` and `score` behind its columns: the answer, which
-    may be a number, and how likely it is. If the file has a column of that name, ours is `adapter_prediction`.
+    may be a number, and how likely it is. Levels also have `expected`, their mean. If the file has a column of that
+    name, ours is `adapter_prediction`.
 
     --sure 0.95 answers only the rows whose answer is likely enough for 95 of 100 to be right, as validation rows have
     shown; the others have an empty answer, and keep its score. stderr says how many these are. `loraxs-search show
@@ -220,7 +222,7 @@ def _print(
             continue
         else:  # without a label, the number is the answer itself
             score = None if it.score is None else format(it.score, ".9g" if it.label is None else ".3f")
-            parts = [it.label, score, it.text]
+            parts = ["-" if it.label == "" else it.label, score, it.text]
         print(*(" ".join(part.splitlines()) for part in parts if part is not None), sep="\t")
 
 

@@ -162,15 +162,20 @@ def test_a_long_file_is_answered_in_parts_as_in_one(predict, table, monkeypatch,
     assert [record.message.split(" are")[0] for record in caplog.records[1:]] == ["5 of 11 rows"]
 
 
-def test_an_answer_that_is_a_number_keeps_its_digits(predict, monkeypatch):
-    class Regression:
+def test_an_answer_that_is_a_number_keeps_its_digits_and_no_label_and_levels_are_said(predict, monkeypatch):
+    class Answers:
         columns = ("text",)
 
         def __call__(self, *_: object, **__: object) -> list[Prediction]:
-            return [Prediction("so", None, number)]
+            return [answer]
 
-    monkeypatch.setattr("loraxs_search.predictor.Predictor", lambda _: Regression())
+    monkeypatch.setattr("loraxs_search.predictor.Predictor", lambda _: Answers())
+    answer = Prediction("so", "", 0.5)
+    assert predict("so").ok.split("\t")[0] == "-"
+    answer = Prediction("so", "2", 0.5, expected=2.25)
+    assert rows_of(predict("so", "--format", "csv"))[0]["expected"] == "2.25"
     for number in (0.0000123, 1234567.89):
+        answer = Prediction("so", None, number)
         assert float(predict("so").ok.split("\t")[0]) == number
         (row,) = rows_of(predict("so", "--format", "csv"))
         assert (float(row["prediction"]), row["score"]) == (number, "")

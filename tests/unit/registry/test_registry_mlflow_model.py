@@ -112,6 +112,8 @@ def test_a_number_stays_a_number_and_nothing_is_none():
     assert (regressed["score"].dtype, regressed["label"].tolist()) == (float, [None, None])
     mixed = MlflowPredictor(fixed(Prediction("a", "x", 0.5), Prediction("b", None, None))).predict(frame)
     assert mixed["score"].tolist() == [0.5, None], "NaN is not JSON"
+    levels = (Prediction(text, "1", 0.5, expected=mean) for text, mean in (("a", 1.5), ("b", 2.5)))
+    assert MlflowPredictor(fixed(*levels)).predict(frame)["expected"].tolist() == [1.5, 2.5]
 
 
 def test_what_mlflow_shows_of_a_version(files, store_uri):

@@ -277,14 +277,16 @@ def test_a_class_that_is_never_answered_is_named(monkeypatch):
     report = ClassReport(scores, ((0, 4), (0, 3)), (Sample("a <b> text", "Law", "News"),))
     facts = replace(ReportFacts.of(folder), by_class=report)
     assert summary(facts).opening[-1] == "It never answers Law."
-    monkeypatch.setattr(ReportFacts, "of", staticmethod(lambda _: facts))
-    assert [
-        rows for caption, rows in page_of(folder).tables.items() if "test rows" in caption or "class" in caption
-    ] == [
+    shown = [
         [["Law", "4", "", "0.0000", "0.0000"], ["News", "3", "0.4000", "1.0000", "0.6000"]],
         [["Law", "0", "4"], ["News", "0", "3"]],
         [["a <b> text", "Law", "News"]],
     ]
+    for confusion, tables in ((report.confusion, shown), ((), shown[::2])):  # rows of several classes have none
+        facts = replace(facts, by_class=replace(report, confusion=confusion))
+        monkeypatch.setattr(ReportFacts, "of", staticmethod(lambda _, facts=facts: facts))
+        found = page_of(folder).tables.items()
+        assert [rows for caption, rows in found if "test rows" in caption or "class" in caption] == tables
 
 
 def test_times_are_summed_by_how_trials_ended_and_failures_grouped_by_reason_the_most_frequent_first():

@@ -283,3 +283,11 @@ def test_classes_are_counted_over_all_parts():
     assert report.confusion == ((0, 2, 0), (0, 1, 0), (0, 0, 1))
     assert report.wrong == (wrong,) * 20
     assert class_report([Answers((0.5,), (0.25,), 0.0)], replace(task, labels=())) is None, "numbers have no classes"
+    several = replace(task, kind="multi-label", labels=("a", "b", "c"))
+    report = class_report([Answers(("a|b", ""), ("b", "a"), 0.0), Answers(("b|c",), ("b|c",), 0.0)], several)
+    assert report is not None and not report.confusion
+    assert [(it.rows, it.precision, it.recall) for it in report.classes] == [
+        (1, 0.0, 0.0),
+        (2, 1.0, 1.0),
+        (1, 1.0, 1.0),
+    ]
