@@ -162,6 +162,9 @@ def init(  # noqa: PLR0913, PLR0917  # each an option
         False, "--drop-empty", help="Leave out rows without a text or an answer; the file stays."
     ),
     test: str | None = Option(None, help="A file of test rows; default: a tenth of yours."),
+    question: str | None = Option(
+        None, help="What the task answers, such as 'Is this spam?': `serve` finds it by that."
+    ),
     force: bool = Option(False, "--force", help="Overwrite the file of --out."),
 ) -> None:
     """Write a first space for your rows.
@@ -182,36 +185,40 @@ def init(  # noqa: PLR0913, PLR0917  # each an option
     """
     from loraxs_search.scaffold.draft import draft_space
     from loraxs_search.scaffold.roles import Choices, UndecidedError
+    from loraxs_search.tasks.kinds import kind_of
 
-    choices = Choices(
-        name, kind, _split(text), label, _split(labels), metric, base, max_length, drop_empty=drop_empty, test=test
-    )
-    known, question = choices, None
+    named = (name, kind, _split(text), label, _split(labels), metric, base, max_length)
+    choices = Choices(*named, drop_empty=drop_empty, test=test, question=question)
+    known, open_question, on_terminal = choices, None, sys.stdin.isatty() and sys.stderr.isatty()
     while True:  # on a terminal, what is not known is asked for, again where an answer does not fit
         try:
             draft = draft_space(data, out, choices, force=force)
             break
         except UndecidedError as undecided:
-            if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            if not on_terminal:
                 raise
-            known, question = choices, undecided
-            tell(question.message)
+            known, open_question = choices, undecided
+            tell(undecided.message)
         except UsageError as error:
-            if question is None:
+            if open_question is None:
                 raise
             tell(f"error: {error.message}")
-        possible = f" ({', '.join(question.possible)})" if question.possible else ""
-        default = f" [{question.default}]" if question.default else ""  # what Enter stands for
-        print(f"{question.option}{possible}{default}: ", end="", file=sys.stderr, flush=True)
+        possible = f" ({', '.join(open_question.possible)})" if open_question.possible else ""
+        default = f" [{open_question.default}]" if open_question.default else ""  # what Enter stands for
+        print(f"{open_question.option}{possible}{default}: ", end="", file=sys.stderr, flush=True)
         if not (answer := sys.stdin.readline()):  # typer's own prompt writes to stdout, which is only the file's name
             raise typer.Abort
-        said = answer.strip() or question.default
-        value: Any = (_split(said) if question.option in ("text", "labels") else said) or None
-        choices = replace(known, **dict[str, Any]({question.option: value}))
+        said = answer.strip() or open_question.default
+        value: Any = (_split(said) if open_question.option in ("text", "labels") else said) or None
+        choices = replace(known, **dict[str, Any]({open_question.option: value}))
     width = max(map(len, draft.guesses))
     for key, guess in draft.guesses.items():
         tell(f"{key:<{width}}  {guess}")
     print_warnings(draft.warnings)
+    if on_terminal and question is None and kind_of(draft.task).has_shares:
+        print("question that the task answers, for decisions [none]: ", end="", file=sys.stderr, flush=True)
+        if said := sys.stdin.readline().strip():
+            draft = draft_space(data, out, replace(choices, question=said), force=True)
     path = str(Path(draft.source))  # without `./`
     print(path)
     written = shlex.quote(path)

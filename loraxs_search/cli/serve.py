@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,14 @@ def serve(  # noqa: PLR0913, PLR0917  # each is an option
     every: bool = Option(False, "--all", help="Serve every task on the base of the first."),
     host: str = Option("127.0.0.1", help="Address to listen at; 0.0.0.0 for others."),
     port: int = Option(8000, help="Port; 0 takes a free one.", min=0, max=65535),
-    api_key_file: Path | None = Option(None, help="File with an API key in each line; any of them is accepted."),
+    api_key_file: Path | None = Option(
+        None, help="File with an API key in each line; a line KEY TASK TASK limits a key to these tasks."
+    ),
+    question: list[str] = Option([], help="Task that answers questions of a name; repeatable.", metavar="NAME=TASK"),
+    model_alias: list[str] = Option([], help="A model's name that means all tasks, as `loraxs` does; repeatable."),
+    fallback: str | None = Option(
+        None, help="Server of the same API that is asked what no task answers; its key: LORAXS_FALLBACK_KEY."
+    ),
     max_bytes: str | None = Option(
         None, help="Memory for adapters, such as 1GiB; the least recently used are evicted."
     ),
@@ -62,8 +69,17 @@ def serve(  # noqa: PLR0913, PLR0917  # each is an option
     task's champion, it answers within seconds, without a restart. `model` in a request is TASK, TASK@alias or TASK:3.
 
     POST /classify takes rows: {"model": TASK, "input": ["a text"]}. POST /v1/completions and /v1/chat/completions are
-    OpenAI's, for adapters that write. GET /v1/models, /health, /ready and /metrics tell of the server. GET / is a page
-    to try the tasks on.
+    OpenAI's, for adapters that write. POST /classify/TASK takes {"inputs": "a text"} and gives all labels, as a
+    pipeline of transformers does. GET /v1/models, /health, /ready and /metrics tell of the server. GET / is a page to
+    try the tasks on.
+
+    POST /v1/decisions (OpenAI's) and /v1/systemone (TypeSafe's) take questions about a text. Each finds its task by
+    --question, by instructions that are `question` in the task's space, by a name that is the task's, or because there
+    is only one. Their `model` is TASK, or `loraxs` for all tasks. Where no task answers, /v1/decisions has a refusal
+    with `x_reason`, and /v1/systemone an error, unless there is a --fallback: then only these questions go on, with the
+    request's `model`, so give --model-alias the name that the other server knows.
+
+    A key that is limited to tasks asks and lists only these; others are unknown to it.
 
     With --keep, DIR/TASK.jsonl gets each row whose answer is not sure, with its probabilities; with keys, each key has
     its own folder there. Fill in the labels, delete the rest, add the lines to the training file, and `launch` again.
@@ -104,34 +120,53 @@ def serve(  # noqa: PLR0913, PLR0917  # each is an option
     _check_installed(("fastapi", "prometheus_client", "uvicorn"), "serve")
     from loraxs_search.serve.api_keys import read_keys
 
-    keys = () if api_key_file is None else read_keys(api_key_file)
+    keys = {} if api_key_file is None else read_keys(api_key_file)
+    questions = {name: task for name, _, task in (each.rpartition("=") for each in question)}
+    if "" in questions:
+        raise UsageError(f"`--question` must be NAME=TASK, but got {' and '.join(question)}.")
     from pydantic import ByteSize, TypeAdapter, ValidationError
 
     try:
         limit = None if max_bytes is None else int(TypeAdapter(ByteSize).validate_python(max_bytes))
     except ValidationError:
         raise UsageError(f"`--max-bytes` must be a size such as 1GiB or 500MB, but got {max_bytes!r}.") from None
-    uri = resolve_uri(tracking_uri)
+    asked: dict[str, Any] = {"tasks": tasks or (), "tracking_uri": resolve_uri(tracking_uri), "max_bytes": limit}
+    asked |= {"max_rows": max_rows, "queue": queue, "questions": questions, "model_aliases": tuple(model_alias)}
+    asked |= {"fallback": fallback, "keep": None if keep is None else str(keep[1].absolute()), "keep_mb": keep_mb}
     if address is not None:
-        asked = {"tasks": tasks or (), "tracking_uri": uri, "max_bytes": limit, "max_rows": max_rows, "queue": queue}
-        asked |= {"keep": None if keep is None else str(keep[1].absolute()), "keep_mb": keep_mb}
         _serve_on(address, asked, replicas, host=host, port=port, device=device, keys=keys)
         return
+    _serve_here(asked, host=host, port=port, device=device or "cpu", keys=keys)
+
+
+def _serve_here(
+    asked: dict[str, Any], *, host: str, port: int, device: str, keys: Mapping[str, frozenset[str]]
+) -> None:
+    """Serve in this process until a signal comes."""
     with listen(host, port) as listening:
         import uvicorn
 
         from loraxs_search.base_model.load import checked_device
         from loraxs_search.serve.app import Server
         from loraxs_search.serve.bodies import Limits
+        from loraxs_search.serve.decisions import Routing
+        from loraxs_search.serve.fallback import Fallback
         from loraxs_search.serve.served_models import ServedModels
 
-        place = str(checked_device(device or "cpu"))
-        models = ServedModels(tasks or (), uri=uri, max_bytes=limit, device=place)
+        fallback = None if asked["fallback"] is None else Fallback(asked["fallback"])
+        models = ServedModels(
+            asked["tasks"],
+            uri=asked["tracking_uri"],
+            max_bytes=asked["max_bytes"],
+            device=str(checked_device(device)),
+        )
         server = Server(
             models,
             keys=keys,
-            limits=Limits(rows=max_rows, waiting_rows=queue, kept_bytes=keep_mb * 10**6),
-            keep=None if keep is None else keep[1],
+            limits=Limits(rows=asked["max_rows"], waiting_rows=asked["queue"], kept_bytes=asked["keep_mb"] * 10**6),
+            keep=None if asked["keep"] is None else Path(asked["keep"]),
+            routing=Routing(asked["questions"], asked["model_aliases"]),
+            fallback=fallback,
         )
         at = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
         size = shown_bytes(models.bank.num_bytes)
@@ -152,7 +187,14 @@ def serve(  # noqa: PLR0913, PLR0917  # each is an option
 
 # ---- on a cluster ----------------------------------------------------------------------------------------------------
 def _serve_on(
-    address: str, asked: dict[str, Any], replicas: str, *, host: str, port: int, device: str | None, keys: Sequence[str]
+    address: str,
+    asked: dict[str, Any],
+    replicas: str,
+    *,
+    host: str,
+    port: int,
+    device: str | None,
+    keys: Mapping[str, frozenset[str]],
 ) -> None:
     """Serve on a Ray cluster until a signal comes, or until another process takes over."""
     least, colon, most = replicas.partition(":")

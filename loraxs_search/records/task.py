@@ -204,6 +204,7 @@ class Task:
         slices: Columns that say which groups a row is of; promotion scores the test rows of each. No adapter reads
             them, and they are no part of the rows' fingerprints.
         operating_points: Accuracies that answers are to have where the adapter is sure, from the least on.
+        question: The instructions of a question that the task answers: by them, servers find it.
     """
 
     name: str
@@ -226,6 +227,7 @@ class Task:
     pooling: Pooling = "class"
     slices: tuple[str, ...] = ()
     operating_points: tuple[float, ...] = (0.9, 0.95, 0.99)
+    question: str | None = None
 
     @property
     def registered_name(self) -> str:

@@ -24,8 +24,9 @@ from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.studies.record_files import read_text
 
 METHOD, STUDY = "method", "study"  # what trials can be grouped by beside their parameters
-# Fields of a task: rows are compared by content, other metrics change no score, scores are in the labels' own units.
-_NOT_COMPARED = {"source", "metrics", "standardized"}
+# Fields of a task: rows are compared by content, other metrics and the words of a question change no score, scores are
+# in the labels' own units.
+_NOT_COMPARED = {"source", "metrics", "standardized", "question"}
 
 
 MAX_GROUPS = 12

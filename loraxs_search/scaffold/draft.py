@@ -36,7 +36,7 @@ from loraxs_search.scaffold.roles import (
 from loraxs_search.search_space.load import load_space
 from loraxs_search.search_space.space import Space
 from loraxs_search.tasks.files import file_format
-from loraxs_search.tasks.kinds import KINDS, items_of
+from loraxs_search.tasks.kinds import KINDS, guess_true_label, items_of
 from loraxs_search.tasks.rows import MalformedFileError, is_text
 
 log = logging.getLogger(__name__)
@@ -228,6 +228,8 @@ def _sections(
             ("label", roles.label if kind == CHOOSING else None, ""),
             ("columns", None if decodes else columns, ""),
             ("labels", None if decodes else roles.labels or None, "lowest first" if kind == LEVELS else ""),
+            ("true_label", guess_true_label(roles.labels) if kind == CLASSES else None, "answers yes-or-no questions"),
+            ("question", choices.question, "`serve` gives such questions to this task"),
             ("metrics", metrics, first),
             ("max_length", measured.max_length, cut),
             (
@@ -530,6 +532,7 @@ def init(  # noqa: PLR0913  # each is a keyword
     max_length: int | None = None,
     drop_empty: bool = False,
     test: str | Path | None = None,
+    question: str | None = None,
     force: bool = False,
     out: str | Path | None = None,
 ) -> DraftedSpace:
@@ -554,6 +557,7 @@ def init(  # noqa: PLR0913  # each is a keyword
         max_length: Tokens of a row.
         drop_empty: Leave out rows without a text or an answer.
         test: A file of test rows.
+        question: What the task answers, such as `Is this spam?`: servers find it by that.
         force: Overwrite `out`.
         out: File for the space; by default one in the state folder.
 
@@ -574,6 +578,7 @@ def init(  # noqa: PLR0913  # each is a keyword
         max_length=max_length,
         drop_empty=drop_empty,
         test=None if test is None else str(test),
+        question=question,
     )
     if out is not None and not force and Path(out).exists():  # before a DataFrame's rows are written beside it
         raise UsageError(f"`out` must not exist, but {out} does.", hint="give another file, or force=True")

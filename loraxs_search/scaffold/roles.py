@@ -212,6 +212,7 @@ class Choices:
         labels: The answers that there are, in the order of their ids.
         drop_empty: Leave out rows without a text or an answer.
         test: A file of test rows.
+        question: What the task answers, as decisions ask it.
     """
 
     name: str | None = None
@@ -224,6 +225,7 @@ class Choices:
     max_length: int | None = None
     drop_empty: bool = False
     test: str | None = None
+    question: str | None = None
 
 
 class UndecidedError(UsageError):

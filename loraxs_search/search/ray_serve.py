@@ -27,12 +27,12 @@ from loraxs_search.errors import ClusterError, LoraxsError, UsageError
 from loraxs_search.mlflow_uri import ENV_PASSWORD, ENV_USER, resolve_uri, sqlite_path
 from loraxs_search.search.cluster.connection import living_nodes
 from loraxs_search.search.cluster.placement import Node
-from loraxs_search.serve.api_keys import read_keys
+from loraxs_search.serve.api_keys import ENV_KEY, read_keys
 
 log, _serve_log = logging.getLogger(__name__), logging.getLogger("ray.serve")
 
 APP, DEPLOYMENT = "loraxs-search", "adapters"
-_PASSED_ON = (ENV_USER, ENV_PASSWORD)  # of whoever deploys, to the replicas
+_PASSED_ON = (ENV_USER, ENV_PASSWORD, ENV_KEY)  # of whoever deploys, to the replicas
 _POLL_S = 1.0
 _DRAIN_S = 45.0  # for what was asked before a replica ends; Ray waits 60 s for an application to go
 _SPARE = 1000  # requests beyond the queue that reach a replica, which answers them 429: Ray would have them wait
@@ -57,6 +57,8 @@ class ServeArgs(BaseModel):
         ongoing_requests: Requests in flight at each replica, on average, that replicas are added or removed for.
         api_key_file: A file at this path on every node.
         keep: Folder on each node for rows that are not answered surely.
+        questions: Task of each question's name, for decisions; `model_aliases` of all tasks, and `fallback`, as
+            `serve` takes them.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -74,6 +76,9 @@ class ServeArgs(BaseModel):
     api_key_file: str | None = None
     keep: str | None = None
     keep_mb: int = Field(64, ge=1)
+    questions: dict[str, str] = {}
+    model_aliases: tuple[str, ...] = ()
+    fallback: str | None = None
 
     @model_validator(mode="after")
     def _ordered(self) -> ServeArgs:
@@ -100,11 +105,13 @@ class _Replica:
         environment: Variables of whoever deployed.
     """
 
-    def __init__(self, args: ServeArgs, keys: Sequence[str], environment: Mapping[str, str]) -> None:
+    def __init__(self, args: ServeArgs, keys: Mapping[str, frozenset[str]], environment: Mapping[str, str]) -> None:
         import torch  # here, so that whoever deploys stays without it
 
         from loraxs_search.serve.app import Server
         from loraxs_search.serve.bodies import Limits
+        from loraxs_search.serve.decisions import Routing
+        from loraxs_search.serve.fallback import Fallback
         from loraxs_search.serve.served_models import ServedModels
 
         os.environ.update(environment)
@@ -116,14 +123,21 @@ class _Replica:
                     hint="give --tracking-uri of an MLflow server, which all nodes reach",
                 )
             if args.api_key_file is not None:
-                keys = (*keys, *read_keys(Path(args.api_key_file)))
+                keys = {**keys, **read_keys(Path(args.api_key_file))}
             if args.device == "cpu":
                 torch.set_num_threads(args.num_cpus)
             models = ServedModels(args.tasks, uri=uri, max_bytes=args.max_bytes, device=args.device)
             limits = Limits(rows=args.max_rows, waiting_rows=args.queue, kept_bytes=args.keep_mb * 10**6)
             replica = serve.get_replica_context().replica_id.unique_id
-            keep = None if args.keep is None else Path(args.keep)
-            self._server = Server(models, keys=keys, limits=limits, keep=keep, replica=replica)
+            self._server = Server(
+                models,
+                keys=keys,
+                limits=limits,
+                keep=None if args.keep is None else Path(args.keep),
+                replica=replica,
+                routing=Routing(args.questions, args.model_aliases),
+                fallback=None if args.fallback is None else Fallback(args.fallback),
+            )
         except LoraxsError as error:
             raise RuntimeError(f"{_CANNOT}{error.message} {error.hint or ''}".strip()) from error
 
@@ -151,7 +165,10 @@ def build_app(args: dict[str, Any] | ServeArgs) -> serve.Application:
 
 
 def _application(
-    args: ServeArgs, keys: Sequence[str] = (), environment: Mapping[str, str] | None = None, **options: Any
+    args: ServeArgs,
+    keys: Mapping[str, frozenset[str]] | None = None,
+    environment: Mapping[str, str] | None = None,
+    **options: Any,
 ) -> serve.Application:
     numbers: dict[str, Any] = {"num_replicas": args.replicas}
     if args.max_replicas is not None:
@@ -165,12 +182,17 @@ def _application(
         **numbers,
         **options,
     )
-    return deployment(serve.ingress()(_Replica)).bind(args, tuple(keys), dict(environment or {}))
+    return deployment(serve.ingress()(_Replica)).bind(args, dict(keys or {}), dict(environment or {}))
 
 
 # ---- deploying -------------------------------------------------------------------------------------------------------
 def deploy(
-    args: ServeArgs, *, host: str, port: int, keys: Sequence[str] = (), say: Callable[[str], None] = log.warning
+    args: ServeArgs,
+    *,
+    host: str,
+    port: int,
+    keys: Mapping[str, frozenset[str]] | None = None,
+    say: Callable[[str], None] = log.warning,
 ) -> tuple[str, tuple[str, ...]]:
     """Deploy on the connected cluster, or replace what was deployed there replica by replica; return when all answer.
 

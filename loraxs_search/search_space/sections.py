@@ -85,6 +85,10 @@ class TaskSection(Section):
     probability from which answers are right as often, and test rows measure it: `predict --sure 0.95` then answers only
     such rows. For kinds whose answers have a probability; `[]` chooses none.
     """
+    question: Text | None = None
+    """The question that the task answers, such as `Is this spam?`: `serve` gives questions with these instructions to
+    it, at `/v1/decisions` and `/v1/systemone`.
+    """
 
 
 @cache
@@ -242,6 +246,7 @@ def read_task(document: Document, given: object, folder: Path) -> Task | None:
         variant=section.variant,
         slices=tuple(section.slices or ()),
         operating_points=tuple(section.operating_points),
+        question=section.question,
     )
 
 

@@ -1,7 +1,7 @@
 """The HTTP surface of a server: routes, errors, keys, limits and numbers for Prometheus.
 
-Routes and bodies follow OpenAI's API (`/v1/completions`, `/v1/chat/completions`, `/v1/models`) and vLLM's
-(`/classify`).
+Routes and bodies follow OpenAI's API (`/v1/completions`, `/v1/chat/completions`, `/v1/decisions`, `/v1/models`), vLLM's
+(`/classify`), TypeSafe's (`/v1/systemone`) and Hugging Face's (`/classify/TASK`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from loraxs_search.errors import (
     LoraxsError,
+    RegistryError,
     RegistryUnreadableError,
     TaskDataError,
     TrackingError,
@@ -41,8 +42,28 @@ from loraxs_search.errors import (
     shortened,
 )
 from loraxs_search.records.adapter import Prediction
-from loraxs_search.serve.bodies import Answer, Answered, ChatBody, ClassifyBody, CompletionBody, ErrorBody, Limits
+from loraxs_search.registry.store import AdapterName
+from loraxs_search.serve.bodies import (
+    Answer,
+    Answered,
+    ChatBody,
+    ClassifyBody,
+    CompletionBody,
+    ErrorBody,
+    LabelBody,
+    Limits,
+)
+from loraxs_search.serve.decisions import (
+    EVERY_TASK,
+    DecisionBody,
+    DecisionsBody,
+    DetailBody,
+    Plan,
+    Routing,
+    SystemOneBody,
+)
 from loraxs_search.serve.engine import Job, ServingEngine
+from loraxs_search.serve.fallback import Fallback
 from loraxs_search.serve.kept_rows import KeptRows, is_sure
 from loraxs_search.serve.served_models import RefusedError, ServedAdapter, ServedModels
 from loraxs_search.tasks.rows import SEPARATOR
@@ -62,9 +83,11 @@ class Server:
     """An application over models and an engine.
 
     Args:
-        keys: API keys, each of which opens the server; without any it is open.
+        keys: API keys, with the tasks that each may ask; a key without any may ask all. Without keys, all may.
         keep: Folder for rows that are not answered surely; None keeps none.
         poll_s: Seconds after which names are looked up again.
+        routing: Which task answers a question of a decision, beside what tasks say.
+        fallback: Who is asked what no task answers.
         replica: Its name, where several servers answer at one address: the label of its numbers.
     """
 
@@ -72,17 +95,21 @@ class Server:
         self,
         models: ServedModels,
         *,
-        keys: Sequence[str] = (),
+        keys: Mapping[str, frozenset[str]] | None = None,
         limits: Limits | None = None,
         keep: Path | None = None,
         poll_s: float = 1.0,
         replica: str | None = None,
+        routing: Routing | None = None,
+        fallback: Fallback | None = None,
     ) -> None:
         self.models, self.limits = models, limits or Limits()
+        self._routing, self._fallback = routing or Routing(), fallback
+        self._routing.check(models.served_tasks())
         self.engine = ServingEngine(
             models.bank, models.load, max_rows=self.limits.rows_at_once, max_waiting=self.limits.waiting_rows
         )
-        self._keys = [key.encode() for key in keys]
+        self._keys = {key.encode(): tasks for key, tasks in (keys or {}).items()}
         self._kept = None if keep is None else KeptRows(keep, self.limits.kept_bytes)
         self._numbers = registry = CollectorRegistry()
         # Where others stand beside it, each number says whose it is.
@@ -119,6 +146,10 @@ class Server:
         app = self.app
         for path in ("/classify", "/v1/classify"):
             app.post(path)(self.classify)
+        app.post("/classify/{task}")(self.labels)
+        app.post(DecisionsBody.path)(self.decide)
+        detail = {status: {"model": DetailBody} for status in ("4XX", "5XX")}
+        app.post(SystemOneBody.path, responses=detail)(self.system_one)  # type: ignore[arg-type]  # of more statuses
         app.post("/v1/completions")(self.complete)
         app.post("/v1/chat/completions")(self.chat)
         app.get("/v1/models")(self.list_models)
@@ -155,17 +186,33 @@ class Server:
     # ---- routes ------------------------------------------------------------------------------------------------------
     async def classify(self, body: ClassifyBody, request: Request) -> Response:
         """Answer rows as `loraxs-search predict` does: labels, numbers, chosen options, entities or texts."""
-        adapter = await self._adapter(body.model)
-        if adapter is None:
-            raise RefusedError(400, f"The bare base {body.model} has no task: name a task's adapter.", "model")
-        jobs = body.jobs(adapter, self.limits)
-        self.engine.submit(jobs)
-        results = await _unless_gone(request, asyncio.gather(*(job.result for job in jobs)), jobs)
-        self._note_answers(jobs, results, request)
+        adapter, results = await self._classified(body, request)
         answer = Answer("classify", body.model, adapter.digest)
         return JSONResponse(
             answer.classification(adapter.manifest.task.labels, results), headers={_DIGEST_HEADER: answer.digest}
         )
+
+    async def labels(self, task: str, body: LabelBody, request: Request) -> Response:
+        """Answer texts with all labels of a task, the likeliest first, as a pipeline of transformers does."""
+        asked = ClassifyBody(model=task, input=body.inputs)
+        adapter, results = await self._classified(asked, request)
+        if not adapter.kind.has_shares:
+            raise RefusedError(400, f"{task} has no probabilities of labels: use /classify.", "task")
+        rows = [
+            [{"label": label, "score": share} for label, share in sorted(shares.items(), key=lambda own: -own[1])]
+            for part in results
+            for shares in (answer.probabilities or {} for answer in part.predictions)
+        ]
+        one = rows if isinstance(body.inputs, list) else rows[0]
+        return JSONResponse(one, headers={_DIGEST_HEADER: adapter.digest})
+
+    async def decide(self, body: DecisionsBody, request: Request) -> Response:
+        """Answer questions about a state with probabilities, each by a task: OpenAI's decisions."""
+        return await self._decided(body, request)
+
+    async def system_one(self, body: SystemOneBody, request: Request) -> Response:
+        """Answer questions about a state with probabilities, each by a task: TypeSafe's System One."""
+        return await self._decided(body, request)
 
     async def complete(self, body: CompletionBody, request: Request) -> Response:
         """Continue prompts."""
@@ -175,11 +222,16 @@ class Server:
         """Answer messages."""
         return await self._written("chatcmpl", body, request)
 
-    async def list_models(self) -> Any:
-        """List the models that are served, with version, digest and score."""
-        base, data = self.models.base.id, list[dict[str, Any]]()
+    async def list_models(self, request: Request) -> Any:
+        """List the models that are served, with version, digest and score; `models` has them as TypeSafe's API does."""
+        base, data, limited = self.models.base.id, list[dict[str, Any]](), _tasks_of(request)
+        models = list[dict[str, str]]()
         for name, adapter in self.models.served():
             manifest, task = adapter.manifest, adapter.manifest.task
+            if limited and adapter.task not in limited:
+                continue
+            about, day = task.question or f"{task.kind} by {adapter.task}", manifest.created_at[:10]
+            models.append({"name": name, "description": about, "release_date": day})
             data.append(
                 {
                     "id": name,
@@ -197,23 +249,30 @@ class Server:
                     "labels": list(task.labels),
                 }
             )
-        if not self.models.bank.has_head:  # then clients may ask the base
+        if not self.models.bank.has_head and not limited:  # then clients may ask the base
             data.append({"id": base, "object": "model", "created": 0, "owned_by": _PACKAGE, "root": base})
-        return {"object": "list", "data": data}
+        day = max((own["release_date"] for own in models), default="")
+        for name in (EVERY_TASK, *self._routing.aliases) if models else ():
+            models.append({"name": name, "description": "all tasks, for decisions", "release_date": day})
+        return {"object": "list", "data": data, "models": models}
 
     async def ready(self) -> Any:
         """Say that requests are computed, whether the registry can be read, and which names keep an older adapter."""
         self.engine.submit(())  # is refused where nothing is computed any more
         registry = "ok" if self.models.registry_error is None else "away"
-        faults = {"refused": faults} if (faults := self.models.faults()) else {}
+        found = self.models.faults()
+        shown = len(found) if any(self._keys.values()) else found  # whoever asks this shows no key
+        faults = {"refused": shown} if found else {}
         return {"status": "ok", "registry": registry, "adapters": len(self.models.bank), **faults}
 
     async def page(self) -> Response:
         """Return a page to try the tasks on."""
         return HTMLResponse(_PAGE)
 
-    async def metrics(self) -> Response:
-        """Return numbers for Prometheus."""
+    async def metrics(self, request: Request) -> Response:
+        """Return numbers for Prometheus, which are of all tasks."""
+        if _tasks_of(request):
+            raise RefusedError(404, "This key is limited to tasks, and sees no numbers of the server.")
         return PlainTextResponse(generate_latest(self._numbers), media_type=CONTENT_TYPE_LATEST)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
@@ -240,13 +299,17 @@ class Server:
 
         length = request.headers.get("content-length", "0")
         if not (length.isascii() and length.isdigit() and len(length) < 16 and int(length) <= self.limits.body_bytes):
-            answering = _refusal(413, f"{law}, but has {length[:20]}.")
+            answering = _refusal(413, f"{law}, but has {length[:20]}.", path=scope["path"])
         if self._keys and scope["path"] not in _OPEN_PATHS:
             scheme, _, key = request.headers.get("authorization", "").partition(" ")
             given = key.strip().encode()
-            if scheme.lower() != "bearer" or not sum(hmac.compare_digest(given, own) for own in self._keys):
-                answering = _refusal(401, "The header `Authorization: Bearer KEY` must have a key of this server.")
-            scope.setdefault("state", {})["tenant"] = hashlib.sha256(given).hexdigest()[:12]
+            tasks = [own for each, own in self._keys.items() if hmac.compare_digest(given, each)]
+            if scheme.lower() != "bearer" or not tasks:
+                law = "The header `Authorization: Bearer KEY` must have a key of this server."
+                answering = _refusal(401, law, path=scope["path"])
+            else:
+                own = {"tasks": tasks[0], "tenant": hashlib.sha256(given).hexdigest()[:12]}
+                scope.setdefault("state", {}).update(own)
         try:
             await answering(scope, counted, noted)
         finally:
@@ -272,8 +335,16 @@ class Server:
             if unsure and self._kept is not None:
                 self._kept.add(job.adapter, unsure, request.scope.get("state", {}).get("tenant"))
 
-    async def _adapter(self, name: str) -> ServedAdapter | None:
+    async def _adapter(self, name: str, request: Request) -> ServedAdapter | None:
         """Return the adapter of a model's name; None for the bare base of a bank that writes."""
+        law = f"There is no model {shortened(name)}: `GET /v1/models` lists those served."
+        if limited := _tasks_of(request):  # then what others may ask is not there
+            try:
+                task = AdapterName.parse(name).task
+            except RegistryError:
+                task = ""
+            if task not in limited:
+                raise RefusedError(404, law, "model")
         if (adapter := self.models.find(name)) is not None:
             return adapter
         if name == self.models.base.id and not self.models.bank.has_head:
@@ -281,12 +352,63 @@ class Server:
         try:
             return await asyncio.to_thread(self.models.look_up, name)
         except (UnknownTaskError, UnknownVersionError) as error:  # whose messages say where the registry is
-            hint = "`GET /v1/models` lists those served."
-            raise RefusedError(404, f"There is no model {shortened(name)}: {hint}", "model") from error
+            raise RefusedError(404, law, "model") from error
+        except RefusedError:  # whose message names the tasks that are served
+            if limited:
+                raise RefusedError(404, law, "model") from None
+            raise
+
+    async def _task(self, name: str, request: Request) -> ServedAdapter:
+        """Return the adapter of a task's name."""
+        if (adapter := await self._adapter(name, request)) is None:
+            raise RefusedError(400, f"The bare base {name} has no task: name a task's adapter.", "model")
+        return adapter
+
+    async def _classified(self, body: ClassifyBody, request: Request) -> tuple[ServedAdapter, list[Answered]]:
+        adapter = await self._task(body.model, request)
+        jobs = body.jobs(adapter, self.limits)
+        self.engine.submit(jobs)
+        results = await _unless_gone(request, asyncio.gather(*(job.result for job in jobs)), jobs)
+        self._note_answers(jobs, results, request)
+        return adapter, results
+
+    async def _decided(self, body: DecisionBody, request: Request) -> Response:
+        """Answer what tasks answer, in shared passes, and have the fallback answer the rest."""
+        tasks, fallback, limited = self.models.served_tasks(), self._fallback, _tasks_of(request)
+        if not self._routing.means_all(body.model):  # what is asked of one task is for nobody else
+            tasks, fallback = {body.model: await self._task(body.model, request)}, None
+        elif limited:
+            tasks = {name: adapter for name, adapter in tasks.items() if adapter.task in limited}
+        plan = Plan.of(body, tasks, self._routing, self.limits, may_be_other=fallback is not None)
+        left = list(plan.reasons)
+        if left and fallback is None and not body.has_refusals:
+            places = ({"loc": ("body", "questions", key), "msg": plan.reasons[key], "type": "no_task"} for key in left)
+            raise RequestValidationError(list(places))
+        jobs = list(plan.jobs.values())
+        self.engine.submit(jobs)
+        waiting: list[asyncio.Future[Any]] = [job.result for job in jobs]
+        if left and fallback is not None:
+            waiting.append(asyncio.ensure_future(fallback.ask(body.path, body.only(left))))
+        results = await _unless_gone(request, asyncio.gather(*waiting), jobs)
+        self._note_answers(jobs, results[: len(jobs)], request)
+        own = dict(zip(plan.jobs, results, strict=False))
+        num_read, num_written = sum(answered.num_tokens for answered in own.values()), 0
+        answers = {decision.question.key: body.answer(decision) for decision in plan.answers(own)}
+        if left and fallback is not None:
+            try:
+                others, also_read, num_written = body.parted(results[-1], left)
+            except (LookupError, TypeError, ValueError, AttributeError):
+                raise RefusedError(502, "The fallback server's answer is none to these questions.") from None
+            num_read += also_read
+            answers |= {key: {**answer, "x_fallback": True} for key, answer in others.items()}
+        else:
+            answers |= {key: {"type": "refusal", "x_reason": reason} for key, reason in plan.reasons.items()}
+        content = json.dumps(body.shown(answers, num_read, num_written))  # in ASCII: names may have half a character
+        return Response(content, media_type="application/json")
 
     async def _written(self, form: str, body: CompletionBody | ChatBody, request: Request) -> Response:
         """Answer with texts: whole, or as server-sent events."""
-        adapter = await self._adapter(body.model)
+        adapter = await self._adapter(body.model, request)
         answer = Answer(form, body.model, self.models.bank.base.weight_digest if adapter is None else adapter.digest)
         jobs = body.jobs(adapter, self.limits)
         everything: asyncio.Future[list[Any]] = asyncio.gather(*(job.result for job in jobs))
@@ -390,6 +512,12 @@ def _retrieve(left: asyncio.Future[Any]) -> None:
         left.exception()
 
 
+def _tasks_of(request: Request) -> frozenset[str]:
+    """Return the tasks that the key of a request is limited to; none means that it is not."""
+    tasks: frozenset[str] = request.scope.get("state", {}).get("tasks", frozenset())
+    return tasks
+
+
 def _event(value: Any) -> str:
     return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
 
@@ -398,46 +526,55 @@ def _event(value: Any) -> str:
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
-def _refusal(status: int, message: str, param: str | None = None) -> JSONResponse:
+def _refusal(status: int, message: str, param: str | None = None, *, path: str = "") -> JSONResponse:
     """Return an answer that says what is wrong.
 
     Args:
         param: The field of the body that is at fault.
+        path: Of the request: TypeSafe's API has errors of its own form.
     """
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
     message = message.encode(errors="backslashreplace").decode()  # what a client sent may be half a character
-    error = {"message": message, "type": kind, "param": param, "code": status}
+    param = param and param.encode(errors="backslashreplace").decode()
+    body: dict[str, Any] = {"error": {"message": message, "type": kind, "param": param, "code": status}}
+    if path == SystemOneBody.path:
+        body = {"detail": {"error_type": kind, "message": message}}
     headers = {"retry-after": "1"} if status in (429, 503) else {}
     headers |= {"www-authenticate": "Bearer"} if status == 401 else {}
-    return JSONResponse({"error": error}, status, headers)
+    return JSONResponse(body, status, headers)
 
 
-def _answer_of(error: Exception) -> JSONResponse:
+def _answer_of(error: Exception, path: str = "") -> JSONResponse:
     """Return the answer to a request that an error ended."""
     if isinstance(error, TrackingError | RegistryUnreadableError):
         log.warning("the registry cannot be read", exc_info=error)
-        return _refusal(503, "The registry does not answer: try again later.")
+        return _refusal(503, "The registry does not answer: try again later.", path=path)
     if isinstance(error, RefusedError | TaskDataError | UsageError | TrialDivergedError):
         message = f"{error.message} {error.hint or ''}".strip()
         if isinstance(error, RefusedError):
-            return _refusal(error.status, message, error.param)
-        return _refusal(500 if isinstance(error, TrialDivergedError) else 400, message)
+            return _refusal(error.status, message, error.param, path=path)
+        return _refusal(500 if isinstance(error, TrialDivergedError) else 400, message, path=path)
     log.error("a request has failed", exc_info=error)  # whose message may say where things are
-    return _refusal(500, "The server has failed at this request; its log says why.")
+    return _refusal(500, "The server has failed at this request; its log says why.", path=path)
 
 
 async def _error_answer(request: Request, error: Exception) -> Response:
     """Answer a request that an error ended: of ours, of HTTP, or of a body that is not what it should be."""
+    path = request.scope["path"]
     if isinstance(error, HTTPException):
-        answer = _refusal(error.status_code, str(error.detail))
+        answer = _refusal(error.status_code, str(error.detail), path=path)
         answer.headers.update(error.headers or {})
         return answer
     if not isinstance(error, RequestValidationError):
-        return _answer_of(error)
+        return _answer_of(error, path)
     found = error.errors()[0]
     where, *parts = found["loc"]
     if where == "body" and not request.headers.get("content-type", "").partition(";")[0].strip().endswith("json"):
-        return _refusal(415, "A body must be JSON, and the header `Content-Type: application/json` must say so.")
+        law = "A body must be JSON, and the header `Content-Type: application/json` must say so."
+        return _refusal(415, law, path=path)
+    if path == SystemOneBody.path:
+        faults = [{"loc": list(own["loc"]), "msg": own["msg"], "type": own["type"]} for own in error.errors()]
+        return Response(json.dumps({"detail": faults}), 422, media_type="application/json")
     place = ".".join(map(str, parts))
     if found["type"] == "json_invalid":
         return _refusal(400, f"A body must be JSON, but at character {place}: {found['ctx']['error']}.")

@@ -99,6 +99,34 @@ class Answered:
     num_cut: int
 
 
+def answering_job(
+    adapter: ServedAdapter, rows: Sequence[tuple[Any, ...]], place: SourceLocation, size: int, *, truncate: bool = True
+) -> Job:
+    """Return the job of some rows, whose result is `Answered`.
+
+    Args:
+        place: Where they stand in the request.
+        size: Sequences that they are computed as.
+        truncate: Whether rows are cut that are longer than the task takes; else they are an error.
+    """
+    kind = adapter.kind
+
+    def ask(source: RowSource) -> RequestGenerator[Answered]:
+        encoded = kind.encode_questions(rows, source.tokenizer, place)
+        if encoded.lost is not None and encoded.num_cut and not truncate:
+            longer = np.flatnonzero(encoded.lost).tolist()
+            named = ", ".join(map(place.row, longer[:_LISTED])) + " and others" * (len(longer) > _LISTED)
+            raise TaskDataError(
+                f"A row must have at most {kind.task.max_length} tokens with `truncate: false`, but these are"
+                f" longer: {named}."
+            )
+        predictions = yield from kind.predict(source, encoded, [kind.shown(row) for row in rows])
+        predictions = with_points(predictions, adapter.manifest.operating_points)
+        return Answered(rows, predictions, int(encoded.lengths.sum()), encoded.num_cut)
+
+    return Job(adapter, size, ask)
+
+
 class ClassifyBody(_Body):
     """Rows for an adapter's own answer, as `predict` gives it."""
 
@@ -127,35 +155,24 @@ class ClassifyBody(_Body):
             rows.append((row,) if isinstance(row, str) else tuple(row[name] for name in columns))
             limits.check_size(f"row {number}", sum(len(str(value)) for value in rows[-1]), "input")
         sizes = kind.num_sequences(kind.questions(rows))
-
-        def job(start: int, stop: int) -> Job:
-            """Return the job of some of the rows."""
-            own, place = rows[start:stop], SourceLocation("the request", None, range(start, stop))
-
-            def ask(source: RowSource) -> RequestGenerator[Answered]:
-                encoded = kind.encode_questions(own, source.tokenizer, place)
-                if encoded.lost is not None and encoded.num_cut and not self.truncate:
-                    longer = np.flatnonzero(encoded.lost).tolist()
-                    named = ", ".join(map(place.row, longer[:_LISTED])) + " and others" * (len(longer) > _LISTED)
-                    raise TaskDataError(
-                        f"A row must have at most {kind.task.max_length} tokens with `truncate: false`, but these are"
-                        f" longer: {named}."
-                    )
-                predictions = yield from kind.predict(source, encoded, [kind.shown(row) for row in own])
-                predictions = with_points(predictions, adapter.manifest.operating_points)
-                return Answered(own, predictions, int(encoded.lengths.sum()), encoded.num_cut)
-
-            return Job(adapter, sum(sizes[start:stop]), ask)
-
         jobs, start = list[Job](), 0
         for stop, size in enumerate(sizes, 1):
             if size > limits.options:
                 law = f"A row may have at most {limits.options} options, but row {stop} has {size:,}."
                 raise RefusedError(413, law, "input")
             if stop == len(rows) or sum(sizes[start : stop + 1]) > limits.rows_at_once:
-                jobs.append(job(start, stop))
+                place = SourceLocation("the request", None, range(start, stop))
+                own = rows[start:stop], place, sum(sizes[start:stop])
+                jobs.append(answering_job(adapter, *own, truncate=self.truncate))
                 start = stop
         return jobs
+
+
+class LabelBody(BaseModel, extra="forbid", strict=True):
+    """Texts as Hugging Face's inference API takes them, for the probabilities of all labels."""
+
+    inputs: Annotated[_Row | list[_Row], Field(description="as `input` of /classify")]
+    parameters: Annotated[dict[str, Any] | None, Field(max_length=0)] = None
 
 
 # ---- texts -----------------------------------------------------------------------------------------------------------

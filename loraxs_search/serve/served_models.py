@@ -115,7 +115,7 @@ class ServedModels:
             raise errors[0]
         self.base = first.manifest.base_model  # the first one that is there decides what the base is loaded as
         self.bank = AdapterBank(self.base, max_bytes=max_bytes, device=device, task_model=first.kind.model)
-        self._always = frozenset(names)  # followed for as long as they are in the registry
+        self._always = dict.fromkeys(names)  # followed for as long as they are in the registry
         for name in names:
             try:
                 self.look_up(name)
@@ -168,6 +168,11 @@ class ServedModels:
         """Return the names that are followed, with what they mean now."""
         with self._lock:
             return [(name, followed.adapter) for name, followed in sorted(self._names.items())]
+
+    def served_tasks(self) -> dict[str, ServedAdapter]:
+        """Return the adapters that are served by themselves, by name: those of all tasks."""
+        with self._lock:
+            return {name: self._names[name].adapter for name in self._always if name in self._names}
 
     def faults(self) -> dict[str, str]:
         """Return why names keep an older adapter than they mean, by name."""

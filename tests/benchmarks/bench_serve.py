@@ -1,13 +1,15 @@
 """What a server of adapters answers in a second, and how long a client waits.
 
     python tests/benchmarks/bench_serve.py --json serve.json
-    python tests/benchmarks/bench_serve.py --shows writing
+    python tests/benchmarks/bench_serve.py --shows writing decisions
 
 Clients are another process that asks one text at a time over connections that stay open; each request names an adapter
 drawn at random. Adapters are random, of rank 8 on all linear layers of the quickstart's base, made in memory, and texts
 are the shipped film reviews. `front` is the same application over an engine that answers without computing: the CPU
 time of the server's process for each request is what HTTP costs. `peft` is the same application over PEFT's own mixed
 batch of plain LoRA adapters. `writing` asks SmolLM2 for 64 tokens with eight adapters, at once and one after another.
+`decisions` asks one client's k questions of one text, which k of 1,000 adapters answer, in one request to
+`/v1/decisions`; against k rows of that text in one request to `/classify`, and in k requests at once to k adapters.
 `--quick` only shows that it runs.
 """
 
@@ -80,6 +82,9 @@ class RandomModels(ServedModels):
 
     def find(self, name: str) -> ServedAdapter | None:
         return self._adapters.get(name)
+
+    def served_tasks(self) -> dict[str, ServedAdapter]:
+        return self._adapters
 
     def refresh(self) -> None:
         pass
@@ -273,9 +278,50 @@ def writing(options: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
+def decisions(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measure k questions in one request, k rows in one, and k requests at once, in turn."""
+    texts = load_data(load_space("movie_reviews").task)["test"].texts
+    rows, draw = list[dict[str, Any]](), random.Random(0)
+    choices = [{"value": label} for label in load_space("movie_reviews").task.labels]
+    ways = ("questions", "rows", "requests")
+    with Serving("bank", options.tasks, options) as server:
+
+        async def measure(count: int) -> dict[str, list[float]]:
+            clients, took = [Client(server.port) for _ in range(count)], dict[str, list[float]]()
+            for round_ in range(options.repeats + 2):
+                text = texts[round_ % len(texts)]
+                names = [f"adapter-{number}" for number in draw.sample(range(options.tasks), count)]
+                asked = [{"type": "choice", "instructions": "?", "name": n, "choices": choices} for n in names]
+                bodies: dict[str, list[tuple[str, Any]]] = {
+                    "questions": [("/v1/decisions", {"model": "loraxs", "input": text, "questions": asked})],
+                    "rows": [("/classify", {"model": names[0], "input": [text] * count})],
+                    "requests": [("/classify", {"model": name, "input": text}) for name in names],
+                }
+                for way in draw.sample(ways, len(ways)):
+                    started = time.perf_counter()
+                    own = zip(clients, bodies[way], strict=False)
+                    found = await asyncio.gather(*(client.ask(*body) for client, body in own))
+                    assert all(status == 200 and b"refusal" not in answer for status, answer in found), found[0]
+                    if round_ > 1:  # the first ones warm up
+                        took.setdefault(way, []).append(1e3 * (time.perf_counter() - started))
+            return took
+
+        for count in options.questions:
+            took = {way: statistics.median(own) for way, own in asyncio.run(measure(count)).items()}
+            ratios = {f"to_{way}": took["questions"] / took[way] for way in ways[1:]}
+            rows.append({"questions": count, **{f"{way}_ms": ms for way, ms in took.items()}, **ratios})
+            shown = ", ".join(f"{name} {value:.3g}" for name, value in rows[-1].items())
+            print(f"{shown}, load {os.getloadavg()[0]:.1f}", flush=True)
+    return rows
+
+
 def main() -> None:
     parser = script.parser(__doc__)
-    parser.add_argument("--shows", nargs="+", default=["classifying"], choices=["classifying", "writing"])
+    shows = {"classifying": classifying, "writing": writing, "decisions": decisions}
+    parser.add_argument("--shows", nargs="+", default=["classifying"], choices=list(shows))
+    parser.add_argument("--tasks", type=int, default=1000, help="adapters in memory that questions are of")
+    parser.add_argument("--questions", nargs="+", type=int, default=[1, 8, 64])
+    parser.add_argument("--repeats", type=int, default=30, help="times that each number of questions is asked")
     parser.add_argument("--adapters", nargs="+", type=int, default=[1, 1024, 10_000])
     parser.add_argument("--peft-adapters", type=int, default=64)
     parser.add_argument("--clients", nargs="+", type=int, default=[1, 32, 256])
@@ -287,8 +333,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.adapters, options.peft_adapters, options.clients, options.seconds = [4], 2, [2], 0.5
-        options.tokens, options.rounds = 4, 1
-    shows = {"classifying": classifying, "writing": writing}
+        options.tokens, options.rounds, options.tasks, options.questions, options.repeats = 4, 1, 4, [1, 4], 1
     found = {show: shows[show](options) for show in options.shows}
     script.keep_numbers(options, found)
 

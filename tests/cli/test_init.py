@@ -79,10 +79,15 @@ def test_on_a_terminal_what_cannot_be_known_is_asked_for(say, rows_folder, monke
         return drafted(say, "rows.csv", rows)
 
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    for answers, chosen in (("second\n", "second"), ("\n", "first"), ("secnd\nsecond\n", "second")):
+    for answers, chosen, question in (
+        ("second\n", "second", None),
+        ("\n\n", "first", None),
+        ("secnd\nsecond\nWhat is it?\n", "second", "What is it?"),
+    ):
         said = typed(answers)
         assert said.ok == "rows.yaml\n"
-        assert load_space("./rows.yaml").task.text == chosen
+        task = load_space("./rows.yaml").task
+        assert (task.text, task.question) == (chosen, question)
         assert "text (first, second) [first]: " in said.err
     assert "error: Did you mean second? `--text` must be one of: second, " in said.err
     assert typed("").code == 130  # Ctrl-D

@@ -32,6 +32,7 @@ from loraxs_search.tasks.kinds.labelled import (
     TokenClassification,
     classifier,
     finite_number,
+    guess_true_label,
 )
 from loraxs_search.tasks.kinds.multi_label import MultiLabel
 from loraxs_search.tasks.kinds.multiple_choice import MultipleChoice

@@ -241,6 +241,8 @@ class TaskKind(ABC):
     question_columns: tuple[str, ...]  # the columns of a file that has questions, one for each text
     list_column: str | None = None  # one of these whose text is a list, with `|` between its items
     serving: Serving | None = None  # how a server that writes text asks an adapter; None if none can
+    has_shares: bool = False  # answers have `probabilities` of each of the task's labels
+    true_label: str | None = None  # which of two labels means that what a question says is true
     levels: tuple[str, ...] = ()  # what a score is given on, lowest first
 
     def __init__(self, task: Task) -> None:
@@ -528,6 +530,11 @@ class TaskKind(ABC):
         if scores.counts.any():
             measured["loss"] = float(scores.losses.sum() / np.float32(scores.counts.sum()))
         return measured
+
+    def level_shares(self, prediction: Prediction) -> list[float]:
+        """Return the probability of each of `levels` that an answer means; by default, they are labels."""
+        assert prediction.probabilities is not None  # a label has one
+        return [prediction.probabilities[level] for level in self.levels]
 
     def score_warnings(self, metrics: Mapping[str, float]) -> Iterator[str]:  # for kinds
         """Yield what an adapter's scores show to be wrong with how it is asked, each a sentence with the remedy."""

@@ -196,6 +196,20 @@ def missing_warnings(split: Split, what: str, missing: Sequence[str]) -> Iterato
         yield f"no {split} row has {what}{shown}, of which nothing is {'learnt' if split == 'train' else 'scored'}"
 
 
+_TRUE = {("true", "false"), ("yes", "no"), ("y", "n"), ("t", "f"), ("1", "0"), ("on", "off"), ("spam", "ham")}
+
+
+def guess_true_label(labels: Sequence[str]) -> str | None:
+    """Return which of two labels says that something is so, such as `yes` or `toxic` beside `not_toxic`; None where
+    that is not plain."""
+    plain = [re.sub(r"[\s_-]+", " ", label.casefold()).strip() for label in labels]
+    if len(plain) == 2:
+        for index, (true, false) in enumerate((plain, plain[::-1])):
+            if (true, false) in _TRUE or false in (f"not {true}", f"non {true}", f"no {true}"):
+                return labels[index]
+    return None
+
+
 PAIR_SEPARATOR = "\n"  # between two texts, where the tokenizer puts nothing
 
 
@@ -223,6 +237,24 @@ class LabelledSection(Section):
     trained with, else `class`; it is decided at launch."""
 
 
+class _ClassesSection(LabelledSection):
+    """One of a list of labels for each text or pair of texts."""
+
+    true_label: Text | None = None
+    """Which of two labels means that what a yes-or-no question says is true. The default is the one of `yes` and `no`,
+    `spam` and `ham`, `toxic` and `not toxic` and the like that says so; other labels answer no such question.
+    """
+
+
+class _NumbersSection(LabelledSection):
+    """A number for each text or pair of texts."""
+
+    levels: Annotated[dict[str, float], Law(min_length=2)] | None = None
+    """Names of levels and the number of each, as in `{calm: 0, annoyed: 1, furious: 2}`: on such a scale, a number is
+    shared out to the two levels that it lies between.
+    """
+
+
 class LabelledKind(TaskKind):
     """One label for each row: a head reads the row, and its output is the answer."""
 
@@ -235,6 +267,7 @@ class LabelledKind(TaskKind):
         named = {role: name for role, name in texts.items() if name is not None}
         self.model = classifier(max(1, len(task.labels)), task.pooling, self.problem_type)
         self.columns, self.question_columns = named | {"columns.label": task.label}, tuple(named.values())
+        self.has_shares = bool(task.labels)
 
     @classmethod
     def fields(cls, section: Any) -> dict[str, Any]:
@@ -242,7 +275,10 @@ class LabelledKind(TaskKind):
         fields = {"text": columns.text, "text_pair": columns.text_pair, "label": columns.label}
         standardized = cls.problem_type == "regression"
         fields |= {"labels": tuple(section.labels), "pooling": section.pooling, "standardized": standardized}
-        return {**fields, "settings": {}}
+        own = {
+            key: getattr(section, key) for key in cls.section.model_fields.keys() - LabelledSection.model_fields.keys()
+        }
+        return {**fields, "settings": {key: value for key, value in sorted(own.items()) if value is not None}}
 
     @abstractmethod
     def read_labels(self, columns: Columns, place: SourceLocation) -> npt.NDArray[Any]:
@@ -325,11 +361,15 @@ class SequenceClassification(LabelledKind):
     """
 
     name = "sequence-classification"
-    section = LabelledSection
+    section: ClassVar[type[LabelledSection]] = _ClassesSection
     metrics = CLASS_METRICS
     gives_confidences = True
     problem_type = "single_label_classification"
     hub_pipeline = "text-classification"
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        self.true_label = task.settings.get("true_label") or guess_true_label(task.labels)
 
     @classmethod
     def laws(cls, keys: Keys) -> Iterator[Fault]:
@@ -338,6 +378,8 @@ class SequenceClassification(LabelledKind):
             yield ("labels",), f"must name at least two labels, in id order, but got {json.dumps(labels)}."
         if len(set(labels)) < len(labels):
             yield ("labels",), f"must differ from each other, but got {list(labels)}."
+        if (true := keys.get("true_label")) is not None and (len(labels) != 2 or true not in labels):
+            yield ("true_label",), f"must be one of two `labels`, but got {true!r} beside {json.dumps(labels)}."
 
     @classmethod
     def unfit_metrics(cls, keys: Keys) -> Mapping[str, str]:
@@ -395,12 +437,20 @@ class Regression(LabelledKind):
 
     name = "regression"
     has_right_answers = False
-    section = LabelledSection
+    section = _NumbersSection
     metrics = NUMBER_METRICS
     problem_type = "regression"
 
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        named: Mapping[str, float] = task.settings.get("levels") or {}
+        self.levels = tuple(sorted(named, key=named.__getitem__))
+        self._numbers = [named[level] for level in self.levels]
+
     @classmethod
     def laws(cls, keys: Keys) -> Iterator[Fault]:
+        if (levels := keys.get("levels")) and len(set(levels.values())) < len(levels):
+            yield ("levels",), f"must have a different number for each level, but got {json.dumps(levels)}."
         if labels := keys.get("labels"):
             yield ("labels",), f"must be left out for kind: {cls.name}, but got {json.dumps(labels)}."
 
@@ -462,6 +512,13 @@ class Regression(LabelledKind):
         (outputs,) = yield ForwardRequest(questions, np.arange(len(questions)), lambda outputs, _: (outputs.read,))
         answers = self.answers(outputs).tolist()
         return [Prediction(text, None, number) for text, number in zip(shown, answers, strict=True)]
+
+    def level_shares(self, prediction: Prediction) -> list[float]:
+        """Share a number out to the two levels it lies between, so that their expectation is the number, or the nearest
+        one that a level has."""
+        assert prediction.score is not None  # the number
+        place = np.interp(prediction.score, self._numbers, np.arange(len(self.levels)))
+        return [max(0.0, 1.0 - abs(float(place) - level)) for level in range(len(self.levels))]
 
     def constants(self, labels: Values) -> list[Any]:
         values = labels.astype(np.float64)

@@ -30,6 +30,7 @@ from loraxs_search.registry.store import Registry
 from loraxs_search.serve.api_keys import read_keys
 from loraxs_search.serve.app import Server
 from loraxs_search.serve.bodies import ErrorBody
+from loraxs_search.serve.decisions import DetailBody
 from loraxs_search.serve.served_models import ServedModels
 
 from .conftest import WRITERS, running
@@ -201,7 +202,9 @@ def test_a_client_that_hangs_up_leaves_nothing_behind(encoder, caplog):
 
 
 def test_a_key_is_asked_for(registry, encoder):
-    with running(Server(ServedModels(["task-2"], uri=registry[0]), keys=["sesame", "open"])) as url:
+    with running(
+        Server(ServedModels(["task-2"], uri=registry[0]), keys={"sesame": frozenset(), "open": frozenset()})
+    ) as url:
         body = {"model": "task-2", "input": "x"}
         for headers in ({}, {"authorization": "Bearer no"}, {"authorization": "Basic sesame"}):
             response = requests.post(f"{url}/classify", json=body, headers=headers, timeout=60)
@@ -214,9 +217,9 @@ def test_a_key_is_asked_for(registry, encoder):
 
 
 def test_keys_are_read_as_they_are_sent(tmp_path):
-    (keys := tmp_path / "keys").write_bytes("\ufeffsecret\r\n\nother\n".encode())
-    assert read_keys(keys) == ("secret", "other")
-    for odd in ("schlüssel", "two words"):
+    (keys := tmp_path / "keys").write_bytes("\ufeffsecret\r\n\nother one two.b\n".encode())
+    assert read_keys(keys) == {"secret": frozenset(), "other": {"one", "two.b"}}
+    for odd in ("schlüssel", "same\nsame task"):
         keys.write_text(odd)
         with pytest.raises(UsageError, match="ASCII"):
             read_keys(keys)
@@ -242,12 +245,14 @@ def test_what_the_description_allows_and_forbids_has_no_fault_of_the_server(case
 
 
 def test_errors_are_sent_as_they_are_described(encoder):
-    operations = [own for path in encoder.get("/openapi.json").json()["paths"].values() for own in path.values()]
-    assert operations
-    for operation in operations:
+    paths = encoder.get("/openapi.json").json()["paths"]
+    assert paths
+    for path, operation in ((path, own) for path, each in paths.items() for own in each.values()):
         described = {status: own["content"] for status, own in operation["responses"].items() if status[0] in "45"}
-        error = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}
+        name = "DetailBody" if path == "/v1/systemone" else "ErrorBody"
+        error = {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
         assert described == {"4XX": error, "5XX": error}
+    DetailBody.model_validate_json(encoder.post("/v1/systemone", {}).content)
     for body in ({"model": "task-2"}, {"model": "nobody", "input": "x"}):
         ErrorBody.model_validate_json(encoder.post("/classify", body).content)
 
@@ -313,7 +318,7 @@ def test_on_the_page_a_key_is_asked_for_and_tasks_can_be_tried(registry, encoder
     text = "<b>a fine film</b>"
     expected = encoder.classify("task-2", text)
     words = decoder.classify("two", {"first": "w1", "second": "w2"})["data"][0]["label"]
-    locked = Server(ServedModels(["task-2", "task-1"], uri=registry[0]), keys=["sesame"])
+    locked = Server(ServedModels(["task-2", "task-1"], uri=registry[0]), keys={"sesame": frozenset()})
     with running(locked) as url, chromium() as browser:
         page = browser.new_page()
         page.goto(url)

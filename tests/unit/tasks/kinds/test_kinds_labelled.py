@@ -16,10 +16,10 @@ from tokenizers import processors
 from torch.nn import functional
 
 from loraxs_search.errors import TaskDataError
-from loraxs_search.records.adapter import Entity
+from loraxs_search.records.adapter import Entity, Prediction
 from loraxs_search.records.task import DataSource, Task
 from loraxs_search.tasks.encoded import Batch, RowSource
-from loraxs_search.tasks.kinds import PassOutputs, TokenClassification, kind_of
+from loraxs_search.tasks.kinds import PassOutputs, Regression, TokenClassification, kind_of
 from loraxs_search.tasks.metrics import TAG_METRICS, find_entities
 from loraxs_search.tasks.prepared import load_data, prepare
 from loraxs_search.tasks.rows import Columns, Rows, SourceLocation
@@ -122,6 +122,33 @@ def test_losses_answers_and_metrics(make_task, numbers):
     assert (regression.constants(np.array([1.0, 2.0, 6.0])), regression.show(1 / 3)) == ([3.0, 2.0], "0.3333")
     # It is served so; cut where another task cuts, it would be scored on less than it answers by.
     assert classes.asked_as(replace(classes.task, max_length=999)).max_length == 999
+
+
+@pytest.mark.parametrize(
+    ("labels", "given", "expected"),
+    [
+        (("no", "yes"), None, "yes"),
+        (("Ham", "SPAM"), None, "SPAM"),
+        (("toxic", "not_toxic"), None, "toxic"),
+        (("False", "True"), "False", "False"),
+        (("negative", "positive"), None, None),
+        (("yes", "no", "maybe"), None, None),
+    ],
+)
+def test_which_label_is_true_is_said_or_plain(make_task, labels, given, expected):
+    settings = {} if given is None else {"true_label": given}
+    kind = kind_of(make_task(labels=labels, settings=settings))
+    assert kind.true_label == expected
+    faults = [path for path, _ in kind.laws({"labels": list(labels), "true_label": "x"})]
+    assert faults == [("true_label",)], "it is none of them"
+
+
+@pytest.mark.parametrize(("number", "expected"), [(-9.0, [1, 0, 0]), (1.0, [0, 2 / 3, 1 / 3]), (2.0, [0, 0, 1])])
+def test_a_number_is_shared_out_to_the_levels_beside_it(numbers, number, expected):
+    kind = kind_of(replace(numbers, settings={"levels": {"high": 2.0, "low": 0.0, "mid": 0.5}}))
+    assert kind.levels == ("low", "mid", "high")
+    assert kind.level_shares(Prediction("", None, number)) == pytest.approx(expected)
+    assert [path for path, _ in Regression.laws({"levels": {"low": 0.0, "mid": 0.0}})] == [("levels",)]
 
 
 def test_numbers_that_a_head_hardly_learns_are_warned_of(numbers):
