@@ -103,7 +103,7 @@ def test_a_report_comes_with_the_state_to_keep_and_the_callers_state_counts(host
     first, early = host.advance(spec, 3, None, task)
     second, late = host.advance(spec, 5, early, task)
     assert [(r.trial_id, r.step) for r in (first, second)] == [("1", 3), ("1", 5)]
-    assert set(second.metrics) == {*task.metrics, "loss"}
+    assert set(second.metrics) == {*task.metrics, "loss", "calibration_error"}
     assert all(type(value) is float for value in second.metrics.values())
     assert read_reports(late) == (first, second)
     again, repeated = host.advance(spec, 5, early, task)  # the host has the trial at step 5
@@ -175,7 +175,8 @@ def test_an_adapter_is_written_and_asked_between_rounds(host, make_spec, task):
     whole, parts = host.answer(spec, state, range(40), task), [range(25), range(25, 40)]
     predictions = [value for rows in parts for value in host.answer(spec, state, rows, task).predictions]
     assert list(whole.predictions) == predictions
-    assert len(whole.labels) == 40
+    assert len(whole.labels) == len(whole.confidences or ()) == 40
+    assert host.answer(spec, state, range(10), task, "validation").slices == {}, "of test rows alone"
     assert whole.slices == {"sentiment": tuple(task.labels[label] for label in whole.labels)}
     assert host.advance(other, 4, others, task)[0].step == 4
 
@@ -191,10 +192,10 @@ def test_of_a_method_without_an_adapter_no_weights_are_kept_in_the_end(host, mak
 def test_reports_and_candidates_may_be_scored_by_different_metrics(host, make_spec, task):
     spec, by_f1 = make_spec("12"), replace(task, report_metric="f1", report_direction="maximize", validation_rows=20)
     first, state = host.advance(spec, 2, None, by_f1)
-    assert set(first.metrics) == {*task.metrics, "f1", "loss"}
+    assert set(first.metrics) == {*task.metrics, "f1", "loss", "calibration_error"}
     again, _ = host.advance(spec, 2, state, by_f1.for_candidates)
     every_row = replace(task, validation_rows=None)
-    assert (again.step, set(again.metrics)) == (2, {*task.metrics, "loss"})
+    assert (again.step, set(again.metrics)) == (2, {*task.metrics, "loss", "calibration_error"})
     assert again.metrics == pytest.approx(host.advance(spec, 2, state, every_row)[0].metrics)
     assert again.metrics["loss"] != pytest.approx(first.metrics["loss"], rel=1e-5)
     assert host.answer(spec, state, range(10), by_f1) == host.answer(spec, state, range(10), task)
