@@ -114,7 +114,7 @@ def check_point(point: float, points: Sequence[OperatingPoint], task: str) -> No
     """
     held = [each.point for each in points if each.threshold is not None]
     if point not in held:
-        none = next((f": there it {each}" for each in points if each.point == point), "")
+        none = next((f" ({each})" for each in points if each.point == point), "")
         known = ", ".join(f"{each:g}" for each in held) or "none"
         raise UsageError(
             f"An operating point must have a threshold (those of {task}: {known}), but got {point:g}{none}.",

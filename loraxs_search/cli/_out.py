@@ -119,7 +119,7 @@ def emit(as_json: bool, value: Any, text: str) -> None:
 def print_points(points: Sequence[OperatingPoint]) -> None:
     """Print to stderr what an adapter answers where it is sure."""
     for point in points:
-        tell(f"at {point.point:g} it {point}")
+        tell(f"sure {point}")
 
 
 def print_warnings(warnings: Sequence[str]) -> None:

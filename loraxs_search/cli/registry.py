@@ -157,7 +157,7 @@ def show(task: _out.TaskArgument, tracking_uri: _out.TrackingOption = None, as_j
         _out.tell("\ntest scores marked * are of other test rows than the first one's: do not compare them")
     for version in adapters:
         if version.candidate.operating_points and ("champion" in version.aliases or version is adapters[0]):
-            _out.tell(f"\nversion {version.version} where it is sure:")
+            _out.tell(f"\nversion {version.version}:")
             _out.print_points(version.candidate.operating_points)
     has_champion = any("champion" in version.aliases for version in adapters)
     name = task if has_champion else f"{task}:{adapters[0].version}"

@@ -160,7 +160,7 @@ class OperatingPoint:
     rows_needed: int | None = None
 
     def __str__(self) -> str:
-        """Return in words what is answered, as in `at 0.9 it {self}`."""
+        """Return in words what is answered, as in `sure at 0.9: ...`."""
 
         def share(value: float | None, interval: tuple[float, float] | None) -> str:
             low, high = interval or (0.0, 1.0)
@@ -168,10 +168,11 @@ class OperatingPoint:
 
         if self.threshold is None:
             enough = "none would" if self.rows_needed is None else f"about {self.rows_needed:,} would"
-            return f"answers nothing: {self.validation_rows:,} validation rows do not show that accuracy, {enough}"
+            law = f"{self.validation_rows:,} validation rows do not show that accuracy, {enough}"
+            return f"at {self.point:g}: no row is answered, since {law}"
         kept = f", {share(self.test_accuracy, self.test_accuracy_interval)} of these rightly" * bool(self.coverage)
-        answered = f"answers {share(self.coverage, self.coverage_interval)} of the test rows{kept}"
-        return f"{answered}, those of probability {self.threshold:.4g} or more"
+        answered = f"{share(self.coverage, self.coverage_interval)} of the test rows are answered{kept}"
+        return f"at {self.point:g}: {answered}, from probability {self.threshold:.4g} on"
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def model_card(manifest: Manifest) -> str:
         if one.answer is not None:
             title = f"always {kind.show(one.answer)}"
         on_rows.append((title, _number(one.test_metrics.get(task.metric))))
-    sure = "\n".join(f"- at {each.point:g}, it {each}" for each in manifest.operating_points)
+    sure = "\n".join(f"- {each}" for each in manifest.operating_points)
     slices = [(each.name.replace("|", "&#124;"), f"{each.num_rows:,}", _number(each.score)) for each in manifest.slices]
     chosen = (
         "Validation rows chose this adapter. The test rows took no part in that: it was scored on them once, alone."

@@ -248,7 +248,7 @@ class PromotionTest:
             champion.note if champion else "",
             "" if fault else f"scored on the test rows: {criterion.describe(candidate, 'test')}",
             *self._not_required(),
-            "; ".join(f"at {each.point:g} it {each}" for each in candidate.operating_points),
+            *(f"sure {each}" for each in candidate.operating_points),
             *_describe_changes(flips, slices),
             why,
             "promoted by force" if forced else "",

@@ -3,12 +3,14 @@
     python tests/benchmarks/bench_operating_points.py --data FOLDER [--tasks sst2 cola] [--json FILE]
 
 FOLDER is that of `bench_choices.py`, whose tasks and recipe these are. One adapter of each task answers all validation
-and test rows. Then, again and again (`--resamples`), all these rows are divided anew into as many validation and test
-rows: validation rows choose thresholds, test rows say what they keep. Printed of each point: the mean accuracy kept on
-test rows, the mean share of them that is answered, and in how many resamples the test rows' accuracy is at least the
-promise, or no threshold promises it. Test rows are a sample, too, so that their luck counts against the promise. The
-last columns are those of the lowest threshold whose accuracy on validation rows reaches the point, without a bound.
-`--steps` trains longer. `--quick` shows that it runs.
+and test rows. Then, again and again (`--resamples`), as many validation rows are drawn from all of these, with
+replacement, and choose thresholds. What a threshold promises holds if so many of the answers to all rows above it are
+right, or if there is none: all rows stand for those to come. Printed of each point: the mean accuracy kept, the mean
+share of rows that is answered, and the share of resamples in which the promise holds, with the bound and without: then
+the lowest threshold is chosen whose accuracy on validation rows reaches the point. *On test rows* is the same of a
+division into as many validation and test rows: their accuracy has luck of its own, which counts against the promise.
+`--answers FILE` keeps what adapters answered, and trains none that it has. `--steps` trains longer. `--quick` shows
+that it runs.
 """
 
 from __future__ import annotations
@@ -54,39 +56,43 @@ def answers(task: str, data: Path, steps: int) -> tuple[Answered, Answered]:
         host.close()
 
 
-def without_bound(point: float, validation: Answered, test: Answered) -> tuple[float | None, float]:
-    """Return accuracy and coverage on test rows of the lowest threshold that is accurate on validation rows."""
+def without_bound(point: float, validation: Answered) -> float | None:
+    """Return the lowest threshold whose accuracy on validation rows reaches the point; None if there is none."""
     order = np.argsort(-validation[0], kind="stable")
     accuracy = np.cumsum(validation[1][order]) / np.arange(1, len(order) + 1)
-    if not (fits := np.flatnonzero(accuracy >= point)).size:
-        return None, 0.0
-    kept = test[1][test[0] >= validation[0][order[fits[-1]]]]
-    return (float(kept.mean()) if len(kept) else None), len(kept) / len(test[0])
+    fits = np.flatnonzero(accuracy >= point)
+    return float(validation[0][order[fits[-1]]]) if len(fits) else None
 
 
 def resampled(validation: Answered, test: Answered, resamples: int) -> list[dict[str, Any]]:
-    """Return of each point what resamples keep, answer and promise rightly, with a bound and without."""
+    """Return of each point what resamples keep, answer and promise rightly, by how the threshold is chosen."""
     confidences, right = (np.concatenate(both) for both in zip(validation, test, strict=True))
     random, count = np.random.default_rng(0), len(validation[0])
-    kept: dict[tuple[float, bool], list[tuple[float | None, float]]] = {}
+    found: dict[tuple[float, str], list[tuple[float, float]]] = {}  # accuracy and coverage
     for _ in range(resamples):
-        order = random.permutation(len(right))
-        chosen_on, measured_on = ((confidences[own], right[own]) for own in (order[:count], order[count:]))
-        for found in measure(POINTS, chosen_on, measured_on):
-            kept.setdefault((found.point, True), []).append((found.test_accuracy, found.coverage or 0.0))
-            plain = without_bound(found.point, chosen_on, measured_on)
-            kept.setdefault((found.point, False), []).append(plain)
-    rows = []
+        drawn, order = random.integers(0, len(right), count), random.permutation(len(right))
+        for name, own, others in (
+            ("", drawn, order),
+            ("without bound, ", drawn, order),
+            ("on test rows, ", order[:count], order[count:]),
+        ):
+            chosen_on, rows = ((confidences[some], right[some]) for some in (own, others))
+            for it in measure(POINTS, chosen_on, rows):
+                least = without_bound(it.point, chosen_on) if name.startswith("without") else it.threshold
+                answered = rows[0] >= (np.inf if least is None else least)
+                accuracy = float(rows[1][answered].mean()) if answered.any() else np.nan
+                found.setdefault((it.point, name), []).append((accuracy, float(answered.mean())))
+    made = []
     for point in POINTS:
         row: dict[str, Any] = {"point": point}
-        for name, is_bounded in (("", True), ("without bound, ", False)):
-            accuracies = [accuracy for accuracy, _ in kept[point, is_bounded] if accuracy is not None]
-            holds = [accuracy is None or accuracy >= point for accuracy, _ in kept[point, is_bounded]]
-            row[f"{name}kept"] = float(np.mean(accuracies)) if accuracies else None
-            row[f"{name}coverage"] = float(np.mean([coverage for _, coverage in kept[point, is_bounded]]))
-            row[f"{name}holds"] = float(np.mean(holds))
-        rows.append(row)
-    return rows
+        for name in ("", "without bound, ", "on test rows, "):
+            accuracies, coverage = np.array(found[point, name]).T
+            kept = accuracies[np.isfinite(accuracies)]
+            row[f"{name}kept"] = float(kept.mean()) if len(kept) else None
+            row[f"{name}coverage"] = float(coverage.mean())
+            row[f"{name}holds"] = float(np.mean(np.isnan(accuracies) | (accuracies >= point)))
+        made.append(row)
+    return made
 
 
 def main() -> None:
@@ -96,13 +102,20 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=tasks, choices=tasks)
     parser.add_argument("--steps", type=int, default=160)
     parser.add_argument("--resamples", type=int, default=200)
+    parser.add_argument("--answers", type=Path, help="an .npz file")
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.steps, arguments.resamples = 8, 5
     found: dict[str, Any] = {}
+    known = dict(np.load(arguments.answers)) if arguments.answers and arguments.answers.exists() else {}
     for task in arguments.tasks:
-        validation, test = answers(task, arguments.data.resolve(), arguments.steps)
+        if f"{task} 0" not in known:
+            own = answers(task, arguments.data.resolve(), arguments.steps)
+            known |= {f"{task} {number}": values for number, values in enumerate(part for two in own for part in two)}
+            if arguments.answers:
+                np.savez(arguments.answers, **known)
+        validation, test = ((known[f"{task} {number}"], known[f"{task} {number + 1}"]) for number in (0, 2))
         found[task] = {"rows": [len(validation[0]), len(test[0])], "accuracy": float(test[1].mean())}
         found[task] |= {"calibration_error": calibration_error(test)}
         found[task]["points"] = resampled(validation, test, arguments.resamples)

@@ -263,7 +263,7 @@ def test_no_point_may_answer_fewer_rows_than_its_guard_allows(thresholds, allowe
     decision = decide(replace(RULE, guards={"coverage": allowed}), TASK, found, champion)
     assert decision.promoted is not bool(why)
     assert not why or decision.reasons[-1].startswith(f"guard: coverage {why}")
-    assert any("at 0.9 it " in reason for reason in decision.reasons) is bool(thresholds)
+    assert any("sure at 0.9: " in reason for reason in decision.reasons) is bool(thresholds)
 
 
 def test_slices_are_scored_by_the_metric_that_decides_and_a_first_champion_too():
