@@ -22,10 +22,8 @@ log = logging.getLogger(__name__)
 
 
 def is_sure(answer: Prediction) -> bool:
-    """Whether an answer is sure at any operating point of its adapter; of one without thresholds, above 0.9."""
-    if answer.sure_at is not None:
-        return any(answer.sure_at.values())
-    return answer.score is not None and answer.score >= 0.9
+    """Whether an answer is sure at any operating point of its adapter; without a threshold, none is."""
+    return answer.sure_at is not None and any(answer.sure_at.values())
 
 
 class KeptRows:

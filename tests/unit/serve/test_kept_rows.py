@@ -134,9 +134,6 @@ def test_each_of_several_labels_is_counted(registry, encoder, base, make_adapter
         assert sum(found.get(series.replace("SURE", sure), 0) for sure in ("true", "false")) == count
 
 
-def test_an_answer_is_sure_from_a_threshold_on():
-    assert [is_sure(Prediction("x", "a", score)) for score in (None, 0.5, 0.95)] == [False, False, True]
-    assert [is_sure(Prediction("x", "a", 0.7, sure_at={0.8: own, 0.9: False})) for own in (True, False)] == [
-        True,
-        False,
-    ]
+def test_an_answer_is_sure_from_the_lowest_threshold_on():
+    known = (None, {}, {0.8: False, 0.9: False}, {0.8: True, 0.9: False})
+    assert [is_sure(Prediction("x", "a", 0.99, sure_at=own)) for own in known] == [False, False, False, True]
