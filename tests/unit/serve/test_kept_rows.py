@@ -55,8 +55,14 @@ def test_each_tenant_has_a_file_that_init_reads_once_labels_are_filled_in(models
         answers = ask(url, TEXTS[:25], "sesame")
         ask(url, TEXTS[25:], "open")
         ask(url, TEXTS, "open", "task-1")  # a number is neither sure nor unsure
+        choices = [{"value": f"label {number}"} for number in range(2)]
+        question = {"type": "choice", "instructions": "which?", "choices": choices}
+        body = {"model": "task-2", "input": "a decision", "questions": [question]}
+        headers = {"authorization": "Bearer open"}
+        assert requests.post(f"{url}/v1/decisions", json=body, headers=headers, timeout=60).ok
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert files == {f"{tenant}/task-2.jsonl" for tenant in TENANTS.values()}
+    assert [row["text"] for row in lines(folder / TENANTS["open"] / "task-2.jsonl")] == [*TEXTS[25:], "a decision"]
     path = folder / TENANTS["sesame"] / "task-2.jsonl"
     kept = lines(path)
     assert [row["text"] for row in kept] == TEXTS[1:25]
