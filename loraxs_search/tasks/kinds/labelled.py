@@ -313,8 +313,12 @@ class LabelledKind(TaskKind):
     # ---- scoring -----------------------------------------------------------------------------------------------------
     def score(self, data: RowSource, split: Split, rows: RowNumbers) -> Scoring:
         outputs, losses = yield ForwardRequest(split, rows, self._outputs_and_losses)
-        scores = RowScores(self.answers(outputs), losses.numpy(), np.ones(len(rows), np.int64))
-        return replace(scores, confidences=outputs.softmax(-1).amax(-1).numpy()) if self.gives_confidences else scores
+        counts, confidences = np.ones(len(rows), np.int64), self.confidences(outputs)
+        return RowScores(self.answers(outputs), losses.numpy(), counts, confidences=confidences)
+
+    def confidences(self, outputs: Tensor) -> npt.NDArray[np.float32] | None:
+        """Return how likely the answers are that outputs mean, (n,); None if these do not say it."""
+        return outputs.softmax(-1).amax(-1).numpy() if self.gives_confidences else None
 
     def _outputs_and_losses(self, outputs: PassOutputs, batch: Batch) -> tuple[Tensor, ...]:
         return outputs.read, self.loss(outputs, batch)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -54,6 +53,7 @@ class MultiLabel(LabelledKind):
     metrics = LABEL_SET_METRICS
     problem_type = "multi_label_classification"
     hub_pipeline = "text-classification"
+    gives_confidences = True
     is_exclusive = False
 
     @classmethod
@@ -105,17 +105,19 @@ class MultiLabel(LabelledKind):
     def answers(self, outputs: Tensor) -> Values:
         return self._joined(np.flatnonzero(row) for row in (finite(outputs) > 0).cpu().numpy())
 
+    def confidences(self, outputs: Tensor) -> npt.NDArray[np.float32]:
+        """Return how likely it is that a row has the labels that are answered and no others: each is by itself."""
+        return outputs.abs().sigmoid().prod(-1).numpy()  # type: ignore[no-any-return]
+
     def targets(self, labels: Values) -> npt.NDArray[np.float32]:
         rows = {text: [1.0 if name in label_set(text) else -1.0 for name in self.task.labels] for text in labels}
         return np.array([rows[text] for text in labels], np.float32).reshape(len(labels), -1)
 
     def predict(self, data: RowSource, questions: EncodedRows, shown: Sequence[str]) -> Predicting:
         (outputs,) = yield ForwardRequest(questions, np.arange(len(questions)), lambda outputs, _: (outputs.read,))
-        shares, found = finite(outputs).sigmoid().tolist(), list[Prediction]()
-        for text, answer, own in zip(shown, self.answers(outputs), shares, strict=True):
-            probabilities = dict(zip(self.task.labels, own, strict=True))
-            found.append(Prediction(text, answer, math.prod(max(p, 1 - p) for p in own), probabilities))
-        return found
+        answers, scores = self.answers(outputs), self.confidences(outputs).tolist()
+        shares = (dict(zip(self.task.labels, own, strict=True)) for own in outputs.sigmoid().tolist())
+        return [Prediction(*row) for row in zip(shown, answers, scores, shares, strict=True)]
 
     # ---- baselines, and what people read -----------------------------------------------------------------------------
     def constants(self, labels: Values) -> list[Any]:
