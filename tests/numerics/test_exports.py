@@ -157,7 +157,7 @@ def test_levels_and_several_labels_are_answered_by_the_graph_and_by_transformers
     pipe = pipeline("text-classification", str(converted(folder, "merged")), top_k=None)
     for said, answer in zip(pipe(TEXTS, truncation=True, max_length=12), answers, strict=True):
         assert {each["label"]: each["score"] for each in said} == pytest.approx(answer.probabilities, abs=EXACT)
-        assert answer.label == "|".join(k for k, p in answer.probabilities.items() if p > 0.5) or kind == "ordinal"
+        assert answer.label == "|".join(k for k, p in answer.probabilities.items() if p >= 0.3) or kind == "ordinal"
     has_type = "problem_type" in (converted(folder, "lora") / "README.md").read_text()
     assert has_type == (kind == "multi-label")
 

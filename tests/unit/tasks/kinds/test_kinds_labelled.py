@@ -193,7 +193,14 @@ def test_several_labels_are_lists_or_texts_and_each_is_learnt_by_itself(read, ma
     assert [key for key, _ in kind.laws({"labels": ["a", "a|b"]})] == [("labels",)]
     labels = np.array(["red|blue", "", "blue"], object)
     targets, outputs = torch.from_numpy(kind.targets(labels)), torch.randn(3, 3)
-    assert kind.answers(targets).tolist() == labels.tolist()
+    for threshold in (0.01, 0.3, 0.8):  # a linear model's share of the targets is held against it too
+        held = kind_of(make_task(labels=names, **SEVERAL, settings={"threshold": threshold}))
+        both = [torch.from_numpy(held.targets(own)) for own in (labels, np.array(["", "", "red|blue|3"], object))]
+        assert held.answers(both[0]).tolist() == labels.tolist()
+        assert held.answers(torch.logit(torch.tensor([[threshold + 1e-3, threshold - 1e-3, 1e-4]]))).tolist() == ["red"]
+        mixed = both[0] * (threshold + 1e-3) + both[1] * (1 - threshold - 1e-3)
+        assert held.answers(mixed)[0] == "red|blue"
+        assert held.answers(mixed - 0.02)[0] == ""
     batch = Batch({}, torch.ones(3, dtype=torch.int64), None, (targets > 0).to(torch.int8).flatten(), 3)
     own = functional.binary_cross_entropy_with_logits(outputs, (targets > 0).float(), reduction="none")
     torch.testing.assert_close(kind.loss(PassOutputs(outputs), batch), own.mean(-1))
