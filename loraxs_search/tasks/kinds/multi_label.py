@@ -125,7 +125,7 @@ class MultiLabel(LabelledKind):
     def confidences(self, outputs: Tensor) -> npt.NDArray[np.float32]:
         """Return how likely it is that a row has the labels that are answered and no others: each is by itself."""
         shares = outputs.sigmoid()
-        return shares.where(outputs >= self._least, 1 - shares).prod(-1).numpy()  # type: ignore[no-any-return]
+        return shares.where(outputs >= self._least, 1 - shares).prod(-1).numpy()
 
     def targets(self, labels: Values) -> npt.NDArray[np.float32]:
         rows = {text: [name in label_set(text) for name in self.task.labels] for text in labels}
