@@ -175,8 +175,8 @@ class Prediction:
 
     Args:
         text: The row as people read it.
-        label: The answer in words: the most likely label, all labels with `|` between, a text that was written, or the
-            tag of each word.
+        label: The answer in words: the most likely label, the median level, all labels with `|` between, a text that
+            was written, or the tag of each word.
         score: How likely it is; where the answer is a number, that number.
         probabilities: Of each label of the task, where the answer is one of them, or some.
         entities: What was found in the text, in its order, where that is asked for.

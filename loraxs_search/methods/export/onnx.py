@@ -38,7 +38,9 @@ def _onnx_page(manifest: Manifest, precision: OnnxPrecision | None) -> str:
     task = manifest.task
     texts = f'"{task.text}"' if task.text_pair is None else f'("{task.text}", "{task.text_pair}")'
     answer = "the label's is the largest" if task.labels else "the first one is the number"
-    answer = answer if kind_of(task).is_exclusive else "each label's is that of its own probability"
+    kind = kind_of(task)
+    answer = answer if kind.is_exclusive else "each label's is that of its own probability"
+    answer = f"{answer}, and `predict` answers with the median" if task.labels and kind.levels else answer
     stored = "In float32."
     if precision is not None:
         stored = f"It computes in float32; matrices are stored as {precision}, which moves answers by {MOST_MOVED:g} at"

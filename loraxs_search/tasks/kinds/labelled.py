@@ -421,10 +421,11 @@ class SequenceClassification(LabelledKind):
     def predict(self, data: RowSource, questions: EncodedRows, shown: Sequence[str]) -> Predicting:
         (outputs,) = yield ForwardRequest(questions, np.arange(len(questions)), lambda outputs, _: (outputs.read,))
         answers = []
-        for text, shares in zip(shown, finite(outputs).softmax(-1).tolist(), strict=True):
+        for text, label, shares in zip(
+            shown, self.answers(outputs).tolist(), outputs.softmax(-1).tolist(), strict=True
+        ):
             probabilities = dict(zip(self.task.labels, shares, strict=True))
-            best = max(probabilities, key=probabilities.__getitem__)
-            answers.append(Prediction(text, best, probabilities[best], probabilities))
+            answers.append(Prediction(text, self.task.labels[label], shares[label], probabilities))
         return answers
 
     def show(self, answer: float | str) -> str:

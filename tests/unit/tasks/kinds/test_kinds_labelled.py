@@ -166,15 +166,18 @@ def test_numbers_that_a_head_hardly_learns_are_warned_of(numbers):
 
 # ---- levels, and several labels --------------------------------------------------------------------------------------
 def test_what_is_expected_of_levels_is_on_the_scale_of_their_numbers(make_task, tokenizer):
-    outputs = torch.tensor([[0.0, 0.0, float(np.log(2))]])  # a quarter, a quarter, a half
-    for names, expected in ((("1", "2", "5"), 3.25), (("low", "2", "high"), 1.25)):
+    outputs = torch.tensor([[0.3, 0.3, 0.4]]).log()
+    for names, expected in ((("1", "2", "5"), 2.9), (("low", "2", "high"), 1.1)):
         kind = kind_of(make_task(kind="ordinal", labels=names, metric="mae", metrics=("mae",)))
         questions = kind.encode_questions([("a",)], tokenizer)
         request = next(asking := kind.predict(RowSource(tokenizer), questions, ["a"]))
         with pytest.raises(StopIteration) as done:
             asking.send(request.reduce(PassOutputs(outputs), RowSource(tokenizer).collate(questions, [0])))
         (answer,) = done.value.value
-        assert (answer.label, answer.expected, kind.levels) == (names[2], pytest.approx(expected), names)
+        assert (answer.label, answer.expected, kind.levels) == (names[1], pytest.approx(expected), names)
+        assert (answer.score, kind.answers(outputs).tolist()) == (pytest.approx(0.3), [1]), (
+            "the median, not the likeliest"
+        )
 
 
 SEVERAL = {"kind": "multi-label", "metric": "micro_f1", "metrics": ("micro_f1",)}
