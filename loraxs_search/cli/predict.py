@@ -63,7 +63,7 @@ def predict(
     name, ours is `adapter_prediction`.
 
     --sure 0.95 answers only the rows whose answer is likely enough for 95 of 100 to be right, as validation rows have
-    shown; the others have an empty answer, and keep its score. stderr says how many these are. `loraxs-search show
+    shown; the others have no answer (`-`, or null in JSON), and keep its score. stderr says how many these are. `loraxs-search show
     TASK` has an adapter's operating points, with the share of the test rows that each answers.
 
     A folder is given as ./FOLDER, ~/FOLDER or an absolute path. Each call loads the base model: to serve many requests,
@@ -116,10 +116,12 @@ class _Unsure:
         self._point, self._num_rows, self._num_left = point, 0, 0
 
     def left_out(self, predictions: Sequence[Prediction]) -> list[Prediction]:
-        """Return predictions; those that are not sure have an empty label."""
-        point = self._point
-        found = [it if point is None or it.sure(point) else replace(it, label="") for it in predictions]
-        self._num_rows, self._num_left = self._num_rows + len(found), self._num_left + sum(not it.label for it in found)
+        """Return predictions; those that are not sure have no label, and keep their score."""
+        if self._point is None:
+            return list(predictions)
+        found = [it if it.sure(self._point) else replace(it, label=None) for it in predictions]
+        self._num_rows += len(found)
+        self._num_left += sum(it.label is None for it in found)
         return found
 
     def tell(self) -> None:
@@ -221,9 +223,14 @@ def _print(
             print(it.label)
             continue
         else:  # without a label, the number is the answer itself
-            score = None if it.score is None else format(it.score, ".9g" if it.label is None else ".3f")
-            parts = ["-" if it.label == "" else it.label, score, it.text]
+            score = None if it.score is None else format(it.score, ".9g" if _is_number(it) else ".3f")
+            parts = [it.label or (None if _is_number(it) else "-"), score, it.text]
         print(*(" ".join(part.splitlines()) for part in parts if part is not None), sep="\t")
+
+
+def _is_number(answer: Prediction) -> bool:
+    """Whether an answer is its score; of one that is not sure the label alone is missing."""
+    return answer.label is None and answer.sure_at is None
 
 
 def _write_rows(
@@ -239,7 +246,7 @@ def _write_rows(
     """
     names: dict[str, str] = {}  # of the columns behind a row
     for number, (row, it) in enumerate(zip(rows, predictions, strict=True)):
-        is_number = it.label is None
+        is_number = _is_number(it)
         answer: dict[str, Any] = {"prediction": it.score if is_number else it.label}
         answer["score"] = None if is_number else it.score
         if it.expected is not None:

@@ -92,10 +92,15 @@ def test_rows_that_are_not_sure_stay_unanswered_with_their_scores_and_are_counte
     least = sorted(it.score for it in plain)[1]
     points = (OperatingPoint(0.95, least, 500), OperatingPoint(0.99, None, 500, rows_needed=2000))
     seal(adapter, replace(verify(adapter), operating_points=points))
-    expected = [(it.label if it.score >= least else "", it.score) for it in plain]
+    expected = [(it.label if it.score >= least else None, it.score) for it in plain]
     said = predict("--file", file, "--format", "jsonl", "--sure", "0.95")
     assert [(row["prediction"], row["score"]) for row in lines_of(said)] == expected
     assert said.err == "1 of 4 rows unanswered: not sure at 0.95\n"
+    for form in ("csv", "text"):
+        lines = predict(*TEXTS, "--sure", "0.95", "--format", form).ok
+        read = list(csv.DictReader(io.StringIO(lines, newline=""))) if form == "csv" else lines.splitlines()
+        labels = [row["prediction"] or "-" for row in read] if form == "csv" else [row.split("\t")[0] for row in read]
+        assert labels == [label or "-" for label, _ in expected]
     assert [
         (row["label"], row["score"]) for row in json.loads(predict(*TEXTS, "--json", "--sure", ".95").ok)
     ] == expected
