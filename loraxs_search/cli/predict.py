@@ -63,8 +63,8 @@ def predict(
     name, ours is `adapter_prediction`.
 
     --sure 0.95 answers only the rows whose answer is likely enough for 95 of 100 to be right, as validation rows have
-    shown; the others have no answer (`-`, or null in JSON), and keep its score. stderr says how many these are. `loraxs-search show
-    TASK` has an adapter's operating points, with the share of the test rows that each answers.
+    shown. The others have no answer (`-`, or null in JSON) and keep their score; stderr says how many. `loraxs-search
+    show TASK` has an adapter's operating points, and the share of the test rows that each answers.
 
     A folder is given as ./FOLDER, ~/FOLDER or an absolute path. Each call loads the base model: to serve many requests,
     use --repl, or in Python `loraxs_search.load` or `loraxs_search.AdapterBank`.
