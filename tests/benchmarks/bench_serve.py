@@ -145,7 +145,7 @@ def serve(way: str, count: int, pipe: Connection, options: argparse.Namespace) -
     if way == "peft":
         _peft(server, count)
     listening = listen("127.0.0.1", 0)
-    own = uvicorn.Server(uvicorn.Config(server.app, log_level="warning", access_log=False))
+    own = uvicorn.Server(uvicorn.Config(server.app, log_level="warning", access_log=False, timeout_keep_alive=600))
     pipe.send(listening.getsockname()[1])
     own.run(sockets=[listening])
 
