@@ -40,7 +40,7 @@ def test_finalists_of_other_studies_have_looked_at_the_test_rows_whatever_become
     third = finalist("third")
     (third.path / "candidates.json").unlink()  # interrupted before it came to its end
     finalist("fourth")
-    remove_study("first")
+    remove_study("first", force=True)
     collect(0.0)
     assert number("fourth") == 4
 
