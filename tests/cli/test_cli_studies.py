@@ -189,6 +189,7 @@ def test_a_command_is_queued_and_named_or_refused_with_the_reason(say, fresh_hom
 # ---- what goes -------------------------------------------------------------------------------------------------------
 def test_what_stays_of_a_study_that_cannot_be_read_is_said(say, store_uri):
     path = searched("reviews", [Tried({"rank": 2}, 0.8)]).path
+    assert say("sync").ok
     assert say("studies", "rm", "reviews", "revews").is_error(1, "but got 'revews'")
     assert path.is_dir(), "of several none goes where one is refused"
     (path / "study.json").unlink()
