@@ -24,9 +24,9 @@ from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.studies.record_files import read_text
 
 METHOD, STUDY = "method", "study"  # what trials can be grouped by beside their parameters
-# Fields of a task: rows are compared by content, other metrics and the words of a question change no score, scores are
-# in the labels' own units.
-_NOT_COMPARED = {"source", "metrics", "standardized", "question"}
+# Fields of a task: rows are compared by content, scores are in the labels' own units, and other metrics, the words of a
+# question and operating points change no score.
+_NOT_COMPARED = {"source", "metrics", "standardized", "question", "operating_points"}
 
 
 MAX_GROUPS = 12

@@ -144,6 +144,8 @@ def test_studies_of_other_tasks_rows_or_bases_are_refused_with_the_values():
             compare("one", name)
     with pytest.raises(StudyError, match="none of new"):
         compare("new")
+    searched("said", [tried(0.5)], task=replace(TASK, operating_points=(0.8,), question="Is it good?"))
+    assert compare("one", "said").groups[0].num_trials == 2, "what changes no score is no other task"
     with pytest.raises(UsageError, match="one twice"):
         compare("one", "one")
 
