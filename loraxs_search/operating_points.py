@@ -41,9 +41,9 @@ def measure(points: Sequence[float], validation: Answered, test: Answered) -> tu
 
     Thresholds are tested in a fixed order, from the strictest down, and the last one before the first that fails is
     chosen: one passes where the lower bound of its accuracy reaches the point. So the promise holds with a probability
-    of 90 %, however many are tested (fixed-sequence testing). The order knows confidences alone, not which answers are
-    right: thresholds answer 2 %, 4 %, ... of the rows, of which the first has at least 15 %, and so many rows that the
-    point could be shown if all answers were right. On fewer, one wrong answer would end the search.
+    of 90 %, however many are tested (fixed-sequence testing). The order depends on confidences, not on which answers
+    are right: thresholds answer 2 %, 4 %, ... of the rows, of which the first has at least 15 %, and so many rows that
+    the point could be shown if all answers were right. On fewer, one wrong answer would end the search.
     """
     order = np.argsort(-validation[0], kind="stable")
     ranked, right, total = validation[0][order], np.cumsum(validation[1][order]), len(order)

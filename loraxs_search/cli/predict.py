@@ -229,7 +229,7 @@ def _print(
 
 
 def _is_number(answer: Prediction) -> bool:
-    """Whether an answer is its score; of one that is not sure the label alone is missing."""
+    """Whether the answer is its score. An answer that is not sure lacks only its label."""
     return answer.label is None and answer.sure_at is None
 
 

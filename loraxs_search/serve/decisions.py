@@ -3,7 +3,7 @@
 Two forms of one request: OpenAI's (`/v1/decisions`) and TypeSafe's (`/v1/systemone`), whose `noul` is a `predicate`.
 
 **Which task answers** a question, the first of these that applies: `serve --question NAME=TASK`; instructions that are
-the task's `question`; a name that is a task's; the only task that may answer. `model` says which may: a task alone, or
+the task's `question`; a name that is a task's; the only task that may answer. `model` says which may: one task, or
 `loraxs` and each `--model-alias`, all that are served and that the key may ask. Where something else is asked what they
 do not know (`--fallback`), the only task of an alias answers no question that is not its own.
 
@@ -148,7 +148,7 @@ class DecisionBody(BaseModel, strict=True):
 
     @abstractmethod
     def only(self, keys: Sequence[int | str]) -> Json:
-        """Return the request with these questions alone, as it goes on to another server."""
+        """Return the request with only these questions, as it is forwarded to another server."""
 
     @abstractmethod
     def parted(self, answer: Json, keys: Sequence[int | str]) -> tuple[dict[int | str, Json], int, int]:

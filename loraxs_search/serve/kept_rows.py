@@ -1,4 +1,4 @@
-"""Rows that were not answered surely, kept for people to label: `serve --keep unsure DIR`."""
+"""Rows without a sure answer, kept to be labelled by hand: `serve --keep unsure DIR`."""
 
 from __future__ import annotations
 

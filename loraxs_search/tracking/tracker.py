@@ -67,7 +67,7 @@ class Tracker:
         uri: The store, as `resolve_uri` gives it.
         experiment: MLflow experiment the runs appear in, created when missing.
         selection: Which step of a trial becomes its adapter; None if that is the last one of each.
-        study_id: Its id, by which its runs are told from those of another study of its name.
+        study_id: Its id, which tells its runs from those of another study of its name.
         is_ours: Whether the study is this driver's for sure; None if no other machine can continue with it. Where one
             can, from a copy of the log, a run may be that of a trial which was lost with another machine's log, and
             whose number a new one has.

@@ -81,7 +81,7 @@ class Labelled:
     """Rows of one set.
 
     Args:
-        noun: What a language model is told that a text is.
+        noun: What the prompt calls a text.
         asked: What it is to say of it.
     """
 

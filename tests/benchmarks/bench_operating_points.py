@@ -8,7 +8,7 @@ replacement, and choose thresholds. What a threshold promises holds if so many o
 right, or if there is none: all rows stand for those to come. Printed of each point: the mean accuracy kept, the mean
 share of rows that is answered, and the share of resamples in which the promise holds, with the bound and without: then
 the lowest threshold is chosen whose accuracy on validation rows reaches the point. *On test rows* is the same of a
-division into as many validation and test rows: their accuracy has luck of its own, which counts against the promise.
+division into as many validation and test rows: their accuracy varies, too, which counts against the promise.
 `--answers FILE` keeps what adapters answered, and trains none that it has. `--steps` trains longer. `--quick` shows
 that it runs.
 """
