@@ -12,7 +12,7 @@ import threading
 import webbrowser
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import typer
 from typer import Argument, Option
@@ -20,6 +20,9 @@ from typer import Argument, Option
 from loraxs_search.cli._out import TrackingOption, shown_bytes, tell
 from loraxs_search.errors import ClusterError, UsageError, counted, extra_hint
 from loraxs_search.mlflow_uri import resolve_uri, sqlite_path
+
+if TYPE_CHECKING:
+    from loraxs_search.serve.options import ServerOptions
 
 _END_AFTER_S = 30  # after a signal, whatever connections are still open
 
@@ -76,15 +79,15 @@ def serve(  # noqa: PLR0913, PLR0917  # each is an option
     POST /v1/decisions (OpenAI's) and /v1/systemone (TypeSafe's) take questions about a text. Each finds its task by
     --question, by instructions that are `question` in the task's space, by a name that is the task's, or because there
     is only one. Their `model` is TASK, or `loraxs` for all tasks. Where no task answers, /v1/decisions has a refusal
-    with `x_reason`, and /v1/systemone an error, unless there is a --fallback: then only these questions go on, with the
-    request's `model`, so give --model-alias the name that the other server knows.
+    with `x_reason`, and /v1/systemone an error, unless there is a --fallback: then only these questions are forwarded,
+    with the request's `model`, so give --model-alias the name that the other server knows.
 
     A key that is limited to tasks asks and lists only these; others are unknown to it.
 
     With --keep, DIR/TASK.jsonl gets each row whose answer is not sure, with its probabilities; with keys, each key has
     its own folder there. Fill in the labels, delete the rest, add the lines to the training file, and `launch` again.
-    In /metrics, loraxs_answers_total counts answers by task, label and sureness, and loraxs_test_share is the share of
-    each label in the test rows: where the two drift apart, label new rows.
+    In /metrics, loraxs_answers_total counts answers by task, label and whether they are sure, and loraxs_test_share is
+    the share of each label in the test rows: where the two drift apart, label new rows.
 
     It listens only on this machine unless --host says otherwise. Ctrl-C or SIGTERM answers what was asked, and ends.
 
@@ -118,7 +121,7 @@ def serve(  # noqa: PLR0913, PLR0917  # each is an option
     if address is not None and device not in (None, "cpu", "cuda"):
         raise UsageError(f"`--device` must be cpu or cuda with --address, but got {device}: Ray chooses the GPU.")
     _check_installed(("fastapi", "prometheus_client", "uvicorn"), "serve")
-    from loraxs_search.serve.api_keys import read_keys
+    from loraxs_search.serve.options import ServerOptions, read_keys
 
     keys = {} if api_key_file is None else read_keys(api_key_file)
     questions = {name: task for name, _, task in (each.rpartition("=") for each in question)}
@@ -127,49 +130,41 @@ def serve(  # noqa: PLR0913, PLR0917  # each is an option
     from pydantic import ByteSize, TypeAdapter, ValidationError
 
     try:
-        limit = None if max_bytes is None else int(TypeAdapter(ByteSize).validate_python(max_bytes))
+        limit = None if max_bytes is None else TypeAdapter(ByteSize).validate_python(max_bytes)
     except ValidationError:
         raise UsageError(f"`--max-bytes` must be a size such as 1GiB or 500MB, but got {max_bytes!r}.") from None
-    asked: dict[str, Any] = {"tasks": tasks or (), "tracking_uri": resolve_uri(tracking_uri), "max_bytes": limit}
-    asked |= {"max_rows": max_rows, "queue": queue, "questions": questions, "model_aliases": tuple(model_alias)}
-    asked |= {"fallback": fallback, "keep": None if keep is None else str(keep[1].absolute()), "keep_mb": keep_mb}
+    options = ServerOptions(
+        tasks=tuple(tasks or ()),
+        tracking_uri=resolve_uri(tracking_uri),
+        max_bytes=limit,
+        max_rows=max_rows,
+        queue=queue,
+        keep=None if keep is None else str(keep[1].absolute()),
+        keep_mb=keep_mb,
+        questions=questions,
+        model_aliases=tuple(model_alias),
+        fallback=fallback,
+    )
     if address is not None:
-        _serve_on(address, asked, replicas, host=host, port=port, device=device, keys=keys)
+        _serve_on(address, options, replicas, host=host, port=port, device=device, keys=keys)
         return
-    _serve_here(asked, host=host, port=port, device=device or "cpu", keys=keys)
+    _serve_here(options, host=host, port=port, device=device or "cpu", keys=keys)
 
 
 def _serve_here(
-    asked: dict[str, Any], *, host: str, port: int, device: str, keys: Mapping[str, frozenset[str]]
+    options: ServerOptions, *, host: str, port: int, device: str, keys: Mapping[str, frozenset[str]]
 ) -> None:
     """Serve in this process until a signal comes."""
     with listen(host, port) as listening:
         import uvicorn
 
         from loraxs_search.base_model.load import checked_device
-        from loraxs_search.serve.app import Server
-        from loraxs_search.serve.bodies import Limits
-        from loraxs_search.serve.decisions import Routing
-        from loraxs_search.serve.fallback import Fallback
-        from loraxs_search.serve.served_models import ServedModels
+        from loraxs_search.serve.app import make_server
 
-        fallback = None if asked["fallback"] is None else Fallback(asked["fallback"])
-        models = ServedModels(
-            asked["tasks"],
-            uri=asked["tracking_uri"],
-            max_bytes=asked["max_bytes"],
-            device=str(checked_device(device)),
-        )
-        server = Server(
-            models,
-            keys=keys,
-            limits=Limits(rows=asked["max_rows"], waiting_rows=asked["queue"], kept_bytes=asked["keep_mb"] * 10**6),
-            keep=None if asked["keep"] is None else Path(asked["keep"]),
-            routing=Routing(asked["questions"], asked["model_aliases"]),
-            fallback=fallback,
-        )
+        server = make_server(options, device=str(checked_device(device)), keys=keys)
+        bank = server.models.bank
         at = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
-        size = shown_bytes(models.bank.num_bytes)
+        size = shown_bytes(bank.num_bytes)
         config = uvicorn.Config(
             server.app, log_level="warning", access_log=False, timeout_graceful_shutdown=_END_AFTER_S
         )
@@ -181,14 +176,14 @@ def _serve_here(
         for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them again when it has ended as they ask
             signal.signal(number, end)
         listening.listen()  # whoever reads the address may connect at once
-        tell(f"{counted(len(models.bank), 'adapter')} of {models.base.id} ({size}) at {at}")
+        tell(f"{counted(len(bank), 'adapter')} of {server.models.base.id} ({size}) at {at}")
         running.run(sockets=[listening])
 
 
 # ---- on a cluster ----------------------------------------------------------------------------------------------------
 def _serve_on(
     address: str,
-    asked: dict[str, Any],
+    options: ServerOptions,
     replicas: str,
     *,
     host: str,
@@ -200,7 +195,6 @@ def _serve_on(
     least, colon, most = replicas.partition(":")
     if not (least.isdecimal() and int(least) and (most.isdecimal() and int(most) >= int(least) if colon else True)):
         raise UsageError(f"`--replicas` must be N or MIN:MAX with 1 <= MIN <= MAX, but got {replicas!r}.")
-    asked |= {"replicas": int(least), "max_replicas": int(most) if colon else None}
     from loraxs_search.search.cluster.connection import connected, living_nodes
 
     with contextlib.redirect_stdout(sys.stderr), connected(address):  # Ray prints what it finds wrong
@@ -208,7 +202,8 @@ def _serve_on(
         from loraxs_search.search.ray_serve import ServeArgs, deploy, stays_deployed, take_down
 
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        args = ServeArgs(**asked).fitted(living_nodes(), device)
+        numbers = {"replicas": int(least), "max_replicas": int(most) if colon else None}
+        args = ServeArgs.model_validate(options.model_dump() | numbers).fitted(living_nodes(), device)
         token, urls = deploy(args, host=host, port=port, keys=keys, say=tell)
         stopped = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):

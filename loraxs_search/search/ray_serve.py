@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from ray import serve
 from ray.exceptions import ActorDiedError, RayError
 
@@ -27,7 +27,7 @@ from loraxs_search.errors import ClusterError, LoraxsError, UsageError
 from loraxs_search.mlflow_uri import ENV_PASSWORD, ENV_USER, resolve_uri, sqlite_path
 from loraxs_search.search.cluster.connection import living_nodes
 from loraxs_search.search.cluster.placement import Node
-from loraxs_search.serve.api_keys import ENV_KEY, read_keys
+from loraxs_search.serve.options import ENV_KEY, ServerOptions, read_keys
 
 log, _serve_log = logging.getLogger(__name__), logging.getLogger("ray.serve")
 
@@ -45,40 +45,23 @@ _HINT = "every node needs the extra `ray-serve` of this package, and the port fr
 _CANNOT = "The server cannot start: "  # what a replica's own message begins with, in Ray's page of traceback
 
 
-class ServeArgs(BaseModel):
+class ServeArgs(ServerOptions):
     """What replicas serve, and how many there are; the `args` of an application in a file of Ray Serve.
 
     Args:
-        tasks: Tasks of the registry, all on one base; empty means every task of the registry on that base.
-        tracking_uri: The registry; None means what a replica's own environment says.
         device: Of a replica: `cpu`, or `cuda` for a whole GPU.
         num_cpus: CPUs of a replica, and its threads where it has no GPU.
         max_replicas: None means that their number does not change.
         ongoing_requests: Requests in flight at each replica, on average, that replicas are added or removed for.
         api_key_file: A file at this path on every node.
-        keep: Folder on each node for rows that are not answered surely.
-        questions: Task of each question's name, for decisions; `model_aliases` of all tasks, and `fallback`, as
-            `serve` takes them.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    tasks: tuple[str, ...] = ()
-    tracking_uri: str | None = None
     device: Literal["cpu", "cuda"] = "cpu"
     num_cpus: int = Field(1, ge=1)
     replicas: int = Field(1, ge=1)
     max_replicas: int | None = None
     ongoing_requests: float = Field(32, gt=0)
-    max_bytes: ByteSize | None = None
-    max_rows: int = Field(1024, ge=1)
-    queue: int = Field(2048, ge=1)
     api_key_file: str | None = None
-    keep: str | None = None
-    keep_mb: int = Field(64, ge=1)
-    questions: dict[str, str] = {}
-    model_aliases: tuple[str, ...] = ()
-    fallback: str | None = None
 
     @model_validator(mode="after")
     def _ordered(self) -> ServeArgs:
@@ -108,11 +91,7 @@ class _Replica:
     def __init__(self, args: ServeArgs, keys: Mapping[str, frozenset[str]], environment: Mapping[str, str]) -> None:
         import torch  # here, so that whoever deploys stays without it
 
-        from loraxs_search.serve.app import Server
-        from loraxs_search.serve.bodies import Limits
-        from loraxs_search.serve.decisions import Routing
-        from loraxs_search.serve.fallback import Fallback
-        from loraxs_search.serve.served_models import ServedModels
+        from loraxs_search.serve.app import make_server
 
         os.environ.update(environment)
         try:
@@ -126,18 +105,8 @@ class _Replica:
                 keys = {**keys, **read_keys(Path(args.api_key_file))}
             if args.device == "cpu":
                 torch.set_num_threads(args.num_cpus)
-            models = ServedModels(args.tasks, uri=uri, max_bytes=args.max_bytes, device=args.device)
-            limits = Limits(rows=args.max_rows, waiting_rows=args.queue, kept_bytes=args.keep_mb * 10**6)
             replica = serve.get_replica_context().replica_id.unique_id
-            self._server = Server(
-                models,
-                keys=keys,
-                limits=limits,
-                keep=None if args.keep is None else Path(args.keep),
-                replica=replica,
-                routing=Routing(args.questions, args.model_aliases),
-                fallback=None if args.fallback is None else Fallback(args.fallback),
-            )
+            self._server = make_server(args, device=args.device, keys=keys, replica=replica)
         except LoraxsError as error:
             raise RuntimeError(f"{_CANNOT}{error.message} {error.hint or ''}".strip()) from error
 

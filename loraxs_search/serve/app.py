@@ -41,6 +41,7 @@ from loraxs_search.errors import (
     UsageError,
     shortened,
 )
+from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.records.adapter import Prediction
 from loraxs_search.registry.store import AdapterName
 from loraxs_search.serve.bodies import (
@@ -65,6 +66,7 @@ from loraxs_search.serve.decisions import (
 from loraxs_search.serve.engine import Job, ServingEngine
 from loraxs_search.serve.fallback import Fallback
 from loraxs_search.serve.kept_rows import KeptRows, is_sure
+from loraxs_search.serve.options import ServerOptions
 from loraxs_search.serve.served_models import RefusedError, ServedAdapter, ServedModels
 from loraxs_search.tasks.rows import SEPARATOR
 from loraxs_search.versions import installed
@@ -479,6 +481,30 @@ class _TestShares(Collector):
         yield shares
 
 
+def make_server(
+    options: ServerOptions, *, device: str, keys: Mapping[str, frozenset[str]], replica: str | None = None
+) -> Server:
+    """Return a server of adapters, which are loaded by then.
+
+    Args:
+        keys, replica: As `Server` takes them.
+    Raises:
+        UsageError, RegistryError: as `ServedModels`; or an option does not fit the tasks.
+        HomeError: the folder of `keep` cannot be made.
+    """
+    fallback = None if options.fallback is None else Fallback(options.fallback)  # checked before a base is loaded
+    uri = resolve_uri(options.tracking_uri)
+    return Server(
+        ServedModels(options.tasks, uri=uri, max_bytes=options.max_bytes, device=device),
+        keys=keys,
+        limits=Limits(rows=options.max_rows, waiting_rows=options.queue, kept_bytes=options.keep_mb * 10**6),
+        keep=None if options.keep is None else Path(options.keep),
+        replica=replica,
+        routing=Routing(options.questions, options.model_aliases),
+        fallback=fallback,
+    )
+
+
 async def _unless_gone(request: Request, waiting: asyncio.Future[ResultT], jobs: Sequence[Job]) -> ResultT:
     """Wait for results; rows are dropped when the client hangs up."""
 
@@ -531,7 +557,7 @@ def _refusal(status: int, message: str, param: str | None = None, *, path: str =
 
     Args:
         param: The field of the body that is at fault.
-        path: Of the request: TypeSafe's API has errors of its own form.
+        path: Of the request: TypeSafe's API has another form of errors.
     """
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
     message = message.encode(errors="backslashreplace").decode()  # what a client sent may be half a character

@@ -11,7 +11,7 @@ from typing import Any
 import requests
 
 from loraxs_search.errors import UsageError
-from loraxs_search.serve.api_keys import ENV_KEY
+from loraxs_search.serve.options import ENV_KEY
 from loraxs_search.serve.served_models import RefusedError
 
 _AT_ONCE = 64

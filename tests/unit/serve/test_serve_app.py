@@ -27,10 +27,10 @@ from loraxs_search.predictor import Predictor
 from loraxs_search.records.task import BaseModelRef
 from loraxs_search.registry.changes import Promoter
 from loraxs_search.registry.store import Registry
-from loraxs_search.serve.api_keys import read_keys
 from loraxs_search.serve.app import Server
 from loraxs_search.serve.bodies import ErrorBody
 from loraxs_search.serve.decisions import DetailBody
+from loraxs_search.serve.options import read_keys
 from loraxs_search.serve.served_models import ServedModels
 
 from .conftest import WRITERS, running

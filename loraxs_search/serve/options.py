@@ -1,12 +1,40 @@
-"""API keys of a server, from a file, and which tasks each may ask."""
+"""What a server is started with: what it serves and how, and its API keys from a file. Light: without torch."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from pydantic import BaseModel, ByteSize, ConfigDict, Field
+
 from loraxs_search.errors import UsageError
 
 ENV_KEY = "LORAXS_FALLBACK_KEY"  # the key that this server shows to a fallback
+
+
+class ServerOptions(BaseModel):
+    """What a server serves, and how: the same in a process of `serve` and in a replica on Ray Serve.
+
+    Args:
+        tasks: Tasks of the registry, all on one base; empty means every task of the registry on that base.
+        tracking_uri: The registry; None means what the server's environment says.
+        keep: Folder, on each node, for rows that are not answered surely; `keep_mb` for each API key.
+        questions: Task of each question's name, for decisions.
+        model_aliases: Names of a model that mean all tasks.
+        fallback: Address of the server that is asked what no task answers.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tasks: tuple[str, ...] = ()
+    tracking_uri: str | None = None
+    max_bytes: ByteSize | None = None
+    max_rows: int = Field(1024, ge=1)
+    queue: int = Field(2048, ge=1)
+    keep: str | None = None
+    keep_mb: int = Field(64, ge=1)
+    questions: dict[str, str] = {}
+    model_aliases: tuple[str, ...] = ()
+    fallback: str | None = None
 
 
 def read_keys(path: Path) -> dict[str, frozenset[str]]:
