@@ -27,6 +27,7 @@ from loraxs_search.methods import METHODS, method_of
 from loraxs_search.methods._base import FILES
 from loraxs_search.methods.loading import check_ends, compare_reference_logits, tolerance, verified_manifest
 from loraxs_search.methods.loraxs import LoraXSConfig
+from loraxs_search.methods.stored import expanded
 from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.operating_points import with_points
 from loraxs_search.records.adapter import Prediction
@@ -124,7 +125,8 @@ class AdapterBank:
         if missing := [file for file in FILES if file not in manifest.files]:
             raise IntegrityError(f"A manifest must vouch for {missing[0]}, but that of {folder} does not.")
         config = LoraXSConfig.from_pretrained(str(folder))
-        adapter = self.model.stored(config, manifest.task, load_file(folder / FILES[1]))
+        tensors = expanded(load_file(folder / FILES[1]), manifest.hyperparameters.target_modules)
+        adapter = self.model.stored(config, manifest.task, tensors)
         token_ids = torch.tensor(manifest.probe.input_ids, device=self._device)
         rows = BankRows(self.model, [adapter] * len(token_ids))
         inputs = {"input_ids": token_ids, "attention_mask": torch.ones_like(token_ids)}

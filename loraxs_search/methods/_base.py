@@ -59,9 +59,10 @@ if TYPE_CHECKING:
 ADAPTER = "default"  # the one adapter of a trial, and of a loaded folder
 ROOT = "base_model.model."
 R = "loraxs_R"  # what the LoRA-XS tuner calls R, the one tensor that it stores of each layer
+SCALE = "_scale"  # behind the name of a tensor of codes: that of its scales
 NATIVE = "native"  # the form of an adapter as it was trained, which needs no export
 FILES = ("adapter_config.json", "adapter_model.safetensors")
-BYTES_PER_PARAMETER = 4  # adapter and head are stored in float32
+BYTES_PER_PARAMETER = 4  # what is trained is float32
 
 Shapes = Mapping[str, tuple[int, ...]]  # of tensors, by full name in the base
 Params = Mapping[str, Scalar]  # a method's own parameters, by name in YAML
@@ -388,22 +389,34 @@ class Method(ABC):
         raise NotImplementedError
 
 
+_WIDTHS = {"F32": BYTES_PER_PARAMETER, "F16": 2, "I8": 1}
+
+
 # ---- what methods share: the length of a file with PEFT's names, the law of ranks ------------------------------------
-def file_bytes(tensors: Shapes, others: Shapes = MappingProxyType({}), *, root: str = ROOT) -> int:
-    """Return the length of a safetensors file with these float32 tensors.
+def file_bytes(
+    tensors: Shapes,
+    others: Shapes = MappingProxyType({}),
+    *,
+    root: str = ROOT,
+    dtypes: Mapping[str, str] = MappingProxyType({}),
+) -> int:
+    """Return the length of a safetensors file with these tensors.
 
     8 bytes + a JSON header, padded to 8, that names each tensor + its numbers. Tensors stand in the order of their
-    names. With a small rank the header is a good part of the file.
+    names, the widest numbers first. With a small rank the header is a good part of the file.
 
     Args:
         others: By full name in the file.
         root: What the names of `tensors` have before them in the file.
+        dtypes: `F16` or `I8`, of those of `tensors` that are not float32.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    named = [(dtypes.get(name, "F32"), f"{root}{name}", shape) for name, shape in tensors.items()]
+    named += [("F32", *each) for each in others.items()]
     end = 0
-    for name, shape in sorted([(f"{root}{name}", shape) for name, shape in tensors.items()] + [*others.items()]):
-        start, end = end, end + BYTES_PER_PARAMETER * prod(shape)
-        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
+    for dtype, name, shape in sorted(named, key=lambda each: (-_WIDTHS[each[0]], each[1])):
+        start, end = end, end + _WIDTHS[dtype] * prod(shape)
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
     length = len(json.dumps(header, separators=(",", ":")))
     return 8 + length + -length % 8 + end
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, cast, get_args
@@ -20,7 +21,9 @@ from loraxs_search.methods._base import (
     BYTES_PER_PARAMETER,
     FILES,
     NO_ALPHA,
+    NONE,
     ROOT,
+    SCALE,
     Modules,
     PackedAdapter,
     Params,
@@ -29,12 +32,13 @@ from loraxs_search.methods._base import (
     Shapes,
     Sizes,
     check_ranks,
+    file_bytes,
 )
 from loraxs_search.methods._peft import PeftMethod
 from loraxs_search.methods.starting import StartHeader
 from loraxs_search.plugins import ParameterSpec
-from loraxs_search.records.codec import Basis, Scalar, Sigma, factor_bucket, to_json
-from loraxs_search.records.trial import Hyperparameters
+from loraxs_search.records.codec import Basis, Scalar, Sigma, StoredDtype, factor_bucket, to_json
+from loraxs_search.records.trial import AdapterSize, Hyperparameters
 
 if TYPE_CHECKING:
     import torch
@@ -48,6 +52,7 @@ if TYPE_CHECKING:
 
 _RANKS = sorted(range(1, 65), key=lambda rank: abs(math.log2(rank / 16)))  # of the recipe: the first that a space has
 _RATE_TIMES_RANK, _MAX_RATE = 0.128, 6.4e-2
+_DTYPES = {"int8": "I8", "float16": "F16", "float32": "F32"}  # as safetensors names them
 
 
 class LoraXS(PeftMethod):
@@ -90,11 +95,18 @@ class LoraXS(PeftMethod):
             "init_std": ParameterSpec(
                 "float", default=Hyperparameters.init_std, about="Standard deviation of R at the start."
             ),
+            "stored_dtype": ParameterSpec(
+                "name",
+                names=get_args(StoredDtype),
+                default="int8",
+                about="What R and the head are rounded to before they are scored and stored; trials train in float32."
+                " `int8` has one scale for each R, and for each row of the head.",
+            ),
         }
     )
     not_offered: Mapping[str, str] = NO_ALPHA
     can_start: ClassVar[bool] = True
-    sized_by: tuple[str, ...] = ("rank", "basis")
+    sized_by: tuple[str, ...] = ("rank", "basis", "stored_dtype")
     packs: ClassVar[bool] = True
     serves_in_bank: ClassVar[bool] = True
     has_plain_lora: ClassVar[bool] = True
@@ -146,10 +158,12 @@ class LoraXS(PeftMethod):
         return tuple((cast("Basis", basis), _factor_rank(possible)) for basis in bases)
 
     def start_asset(self, folder: Path, manifest: Manifest, *, with_head: bool) -> bytes:
-        from safetensors.numpy import load, save
+        from safetensors.torch import load, save
+
+        from loraxs_search.methods.stored import expanded
 
         config: dict[str, Any] = json.loads((folder / FILES[0]).read_bytes())
-        stored = load((folder / FILES[1]).read_bytes())
+        stored = expanded(load((folder / FILES[1]).read_bytes()), manifest.hyperparameters.target_modules)
         tensors = {name.removeprefix(ROOT): stored[name] for name in sorted(stored)}
         head = tuple(name for name in tensors if not name.endswith(f".{R}"))
         kept = {name: value for name, value in tensors.items() if with_head or name not in head}
@@ -192,6 +206,17 @@ class LoraXS(PeftMethod):
         rank = int(params["rank"])
         return {f"{module.name}.{R}": (rank, rank) for module in modules}
 
+    def size(
+        self, params: Params, modules: Modules, head: Shapes, identity: Shapes, body: Shapes = NONE
+    ) -> AdapterSize:
+        rank, dtype = int(params["rank"]), str(params["stored_dtype"])
+        shapes = {R: (len(modules), rank, rank), **head}
+        dtypes = {name: _DTYPES[dtype] for name, shape in shapes.items() if len(shape) > 1}
+        if dtype == "int8":
+            shapes |= {f"{name}{SCALE}": shapes[name][:1] for name in dtypes}
+        size = super().size(params, modules, head, identity, body)
+        return replace(size, stored_bytes=file_bytes(shapes, dtypes=dtypes))
+
     # ---- work --------------------------------------------------------------------------------------------------------
     def factors(self, hyper: Hyperparameters, sizes: Sizes) -> Iterator[tuple[str, FactorKey]]:
         from loraxs_search.methods.loraxs import ModuleSettings
@@ -213,6 +238,7 @@ class LoraXS(PeftMethod):
             init_std=hyper.init_std,
             init_seed=hyper.seed,
             start_from=hyper.start_from,
+            stored_dtype=hyper.stored_dtype,
             **attachment,
         )
 
@@ -223,6 +249,25 @@ class LoraXS(PeftMethod):
 
         with use_factor_store(current_factor_store() if factors is None else factors):
             return super().attach(model, hyper, head, factors)
+
+    def measure(self, model: PeftModel | PreTrainedModel) -> AdapterSize:
+        from safetensors.torch import save
+
+        from loraxs_search.methods.stored import compact
+
+        adapted = cast("PeftModel", model)
+        tensors, _ = self._stored_and_learnt(adapted)
+        stored = compact(tensors, cast("LoraXSConfig", adapted.peft_config[ADAPTER]).stored_dtype)
+        return replace(super().measure(model), stored_bytes=len(save(stored, {"format": "pt"})))
+
+    def files(self, model: PeftModel | PreTrainedModel, body_fingerprint: Sequence[float]) -> dict[str, bytes]:
+        from safetensors.torch import load, save
+
+        from loraxs_search.methods.stored import compact
+
+        files, config = super().files(model, body_fingerprint), cast("PeftModel", model).active_peft_config
+        tensors = compact(load(files[FILES[1]]), cast("LoraXSConfig", config).stored_dtype)
+        return files | {FILES[1]: save(tensors, {"format": "pt"})}
 
     def plain_lora(self, model: PeftModel) -> PlainLora:
         """Return the same function as LoRA, exactly, since scale * B R A = (scale * B R) A."""

@@ -49,6 +49,7 @@ from loraxs_search.machine import side_by_side
 from loraxs_search.methods import method_of
 from loraxs_search.methods.loading import make_reference_logits
 from loraxs_search.methods.loraxs.model import body_fingerprint
+from loraxs_search.methods.stored import rounded
 from loraxs_search.packing import capacity
 from loraxs_search.packing.capacity import check_fits, choose_dtype
 from loraxs_search.packing.pack import Pack, PackedModel, PeftBase, Slot
@@ -170,14 +171,15 @@ class LoadedBase:
         self, spec: TrialSpec, snapshot: Snapshot, task: Task | None
     ) -> Iterator[tuple[PeftModel | PreTrainedModel, PreparedTask]]:
         """Put a trained adapter on the base in the checkpoint's own precision, and take it off again."""
-        data = self.prepared(task)
+        data, method = self.prepared(task), method_of(spec.hyperparameters)
         model = attach(self.exact_for(data.task), spec, self.factors)
         try:
-            check_frozen(snapshot, method_of(spec.hyperparameters).frozen_cosines(model))
+            check_frozen(snapshot, method.frozen_cosines(model))
             with torch.no_grad():
                 for name, parameter in model.named_parameters():
                     if parameter.requires_grad:
-                        parameter.copy_(snapshot.parameters[name])
+                        is_head, dtype = not method.is_adapter(name, model), spec.hyperparameters.stored_dtype
+                        parameter.copy_(rounded(snapshot.parameters[name], dtype, is_head=is_head))
             yield model, data
         finally:
             detach(model, spec)
@@ -521,7 +523,8 @@ class TrialHost:
                 layer = base.get_submodule(output_head(base)[0])
                 assert isinstance(layer, nn.Linear)
                 with torch.no_grad():
-                    layer.weight.mul_(outputs.spread)
+                    # Its rows' scales grow alike. In float16 a number may be rounded otherwise than when it was scored.
+                    layer.weight.copy_(rounded(layer.weight * outputs.spread, hyper.stored_dtype, is_head=True))
                     if layer.bias is not None:
                         layer.bias.mul_(outputs.spread).add_(outputs.mean)
             reference = make_reference_logits(model, base.config.vocab_size)

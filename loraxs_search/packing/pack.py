@@ -20,7 +20,7 @@ import re
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain, repeat
 from types import MappingProxyType
@@ -57,6 +57,7 @@ from loraxs_search.factors.store import FactorStore
 from loraxs_search.methods import get_method, method_of
 from loraxs_search.methods._base import ADAPTER, ROOT, PackedAdapter
 from loraxs_search.methods.starting import draw_head
+from loraxs_search.methods.stored import rounded
 from loraxs_search.records.codec import Split
 from loraxs_search.records.task import LinearModule
 from loraxs_search.records.trial import AdapterSize, TrialReport, TrialSpec
@@ -171,6 +172,21 @@ class Slot:
             own = [*self.adapter.stacked(named), *(named[name] for name in self._stored_head)]
             for tensor, value in zip(tensors, own, strict=True):
                 tensor.copy_(value)
+
+    @contextmanager
+    def as_stored(self) -> Iterator[None]:
+        """Give the trial, for a while, the numbers that are stored of it."""
+        dtype, num_own = self.spec.hyperparameters.stored_dtype, len(self.adapter.tensors)
+        kept = [tensor.detach().clone() for tensor in self.parameters]
+        try:
+            with torch.no_grad():
+                for i, tensor in enumerate(self.parameters):
+                    tensor.copy_(rounded(tensor, dtype, is_head=i >= num_own))
+            yield
+        finally:
+            with torch.no_grad():
+                for tensor, value in zip(self.parameters, kept, strict=True):
+                    tensor.copy_(value)
 
     def _named(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
         """Return copies of tensors that are shaped like the slot's, on the CPU, by their names in a snapshot."""
@@ -531,7 +547,10 @@ class Pack:
         requests = {s.name: s.data.kind.score(s.data, split, np.arange(s.data.num_rows(split))) for s in slots}
         scores = None
         try:
-            scores = self.engine.run(self._placed(slots), requests)
+            with ExitStack() as stored:
+                for slot in slots:
+                    stored.enter_context(slot.as_stored())
+                scores = self.engine.run(self._placed(slots), requests)
         except RowTooLongError as error:
             if len(slots) == 1:
                 return {slots[0].name: error}

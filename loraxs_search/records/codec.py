@@ -25,6 +25,7 @@ SVD_BASES: tuple[Basis, ...] = ("top", "middle", "bottom")  # of the weight's ow
 Head = Literal["full", "output"]
 Pooling = Literal["auto", "class", "cls", "mean", "last"]  # `auto` stands only in a space: a launch resolves it
 HeadInit = Literal["probe", "random"]
+StoredDtype = Literal["int8", "float16", "float32"]
 LrSchedule = Literal["linear", "cosine", "constant"]
 Split = Literal["train", "validation", "test"]
 Precision = Literal["auto", "float32", "bfloat16"]

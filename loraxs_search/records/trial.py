@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from loraxs_search.records.codec import Basis, Head, HeadInit, LrSchedule, ParameterKind, Scalar, Sigma
+from loraxs_search.records.codec import Basis, Head, HeadInit, LrSchedule, ParameterKind, Scalar, Sigma, StoredDtype
 from loraxs_search.records.task import Identity
 
 
@@ -63,6 +63,7 @@ class Hyperparameters:
         start_from: sha256 of the asset with the tensors of another adapter that it starts from.
         head_init: Where the head starts.
         linear_probe: sha256 of the asset with the head's output layer at its start; only with `head_init: probe`.
+        stored_dtype: What adapter and head are rounded to whenever they are scored or stored; they train in float32.
     """
 
     target_modules: tuple[str, ...]
@@ -90,6 +91,7 @@ class Hyperparameters:
     start_from: str | None = None
     head_init: HeadInit = "random"
     linear_probe: str | None = None
+    stored_dtype: StoredDtype = "float32"
 
     def lr_factor(self, step: int) -> float:
         """Return the factor on both learning rates at an optimizer step, from 0: a resumed trial needs no other state.

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from loraxs_search.errors import UsageError
 from loraxs_search.factors.compute import Driver, FactorKey, resolve_driver
-from loraxs_search.records.codec import Basis, Pooling, Sigma, factor_bucket
+from loraxs_search.records.codec import Basis, Pooling, Sigma, StoredDtype, factor_bucket
 
 NAME = "LORAXS"
 PREFIX = "loraxs_"
@@ -64,6 +64,8 @@ class LoraXSConfig(PeftConfig):
         modules_to_save: Modules trained and saved whole, such as the head.
         pass_through: Layers made the identity when the adapter is put on a model, here or at any load: the rest of a
             head of which only the output layer is trained, a pooler that the base's checkpoint lacks.
+        stored_dtype: What R and the head are rounded to in the files of a search. PEFT's own `save_pretrained` writes
+            float32 whatever it says, and both are read.
         pooling: What heads read of the last hidden states, put in place like `pass_through`: `class` leaves it to the
             model's class; `cls` is the first token's, `last` the last one's, `mean` the mean over a row's tokens.
         factor_fingerprints: Module name to the fingerprint of its A, B; filled when the adapter is made, compared when
@@ -87,6 +89,7 @@ class LoraXSConfig(PeftConfig):
     layers_pattern: list[str] | str | None = None
     modules_to_save: list[str] | None = None
     pass_through: list[str] = field(default_factory=list)
+    stored_dtype: StoredDtype = "float32"
     pooling: Pooling = "class"
     factor_fingerprints: dict[str, list[float]] = field(default_factory=dict)
     body_fingerprint: list[float] = field(default_factory=list)
@@ -95,6 +98,7 @@ class LoraXSConfig(PeftConfig):
         super().__post_init__()  # type: ignore[no-untyped-call]  # PEFT annotates its fields only
         self.peft_type = LORAXS
         known = {"sigma": get_args(Sigma), "basis": get_args(Basis), "factor_driver": get_args(Driver)}
+        known |= {"stored_dtype": get_args(StoredDtype)}
         known |= {"pooling": tuple(set(get_args(Pooling)) - {"auto"})}
         faults = [
             f"`{name}` must be one of: {', '.join(values)}, but got {getattr(self, name)!r}."

@@ -19,8 +19,10 @@ from loraxs_search.base_model.layers import head_names, is_identity, keep_head_f
 from loraxs_search.base_model.reading import place_pooling, pooling_of
 from loraxs_search.errors import BaseModelError, UsageError
 from loraxs_search.factors.store import agrees, fingerprint_of_all
+from loraxs_search.methods._base import ROOT
 from loraxs_search.methods.loraxs.config import PREFIX, LoraXSConfig, ModuleSettings
 from loraxs_search.methods.loraxs.layer import LoraXSLinear
+from loraxs_search.methods.stored import expanded
 from loraxs_search.records.codec import Pooling
 
 
@@ -84,6 +86,19 @@ class LoraXSModel(BaseTuner):
         drivers = {each.settings[adapter_name].factor_key.driver for each in _layers_with(model, adapter_name).values()}
         if len(drivers) == 1:
             config.factor_driver = drivers.pop()
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Read the layout of a search's files too; see `methods.stored`."""
+        trained = f".modules_to_save.{adapter_name}."  # PEFT has put it into the names of the head, not of its scales
+        named = {name.replace(trained, "."): name for name in state_dict}
+        modules = [name.removeprefix(ROOT) for name in _layers_with(model, adapter_name)]
+        read = expanded({name: state_dict[own] for name, own in named.items()}, modules)
+        own = {named.get(name, name): value for name, value in read.items()}
+        remapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, own)
+        return remapped
 
     def merge_and_unload(self, *args: Any, **kwargs: Any) -> nn.Module:
         """As PEFT's. What a pooled head reads stays with the model in this process, and a warning says so."""

@@ -1,0 +1,98 @@
+"""What is stored of an adapter: its numbers in fewer bits, and the layout of LoRA-XS's file.
+
+A trial trains in float32. Whatever is scored, confirmed or written has first been rounded to the trial's
+`stored_dtype`, so a score is that of the numbers which are stored. `int8` has one scale for each matrix of the adapter,
+and one for each row of a head's matrix; biases stay as they are. A scale has 16 significant bits: its products with
+codes are exact in float32, and rounding what was rounded changes nothing.
+
+LoRA-XS's file has R of all modules, sorted by name, in one tensor (modules, r, r): 36 names would be a third of the
+bytes. A tensor of codes has its scales beside it, under its own name and `_scale`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from loraxs_search.errors import IntegrityError
+from loraxs_search.methods._base import ROOT, SCALE, R
+from loraxs_search.records.codec import StoredDtype
+
+_MOST = 127  # codes are symmetric: -127 to 127
+
+
+def rounded(value: Tensor, dtype: StoredDtype, *, is_head: bool) -> Tensor:
+    """Return float32 numbers as they will be read again.
+
+    Args:
+        value: Of an adapter, (..., rows, columns) or a vector, or a parameter of a head.
+    """
+    if dtype == "float32" or (is_head and value.dim() < 2):
+        return value
+    if dtype == "float16":
+        return value.half().float()
+    codes, scales = _quantized(value, is_head=is_head)
+    return codes * scales
+
+
+def _quantized(value: Tensor, *, is_head: bool) -> tuple[Tensor, Tensor]:
+    """Return codes, int8 like `value`, and float32 scales that broadcast with them."""
+    axes = (-1,) if is_head or value.dim() < 2 else (-2, -1)
+    largest = value.abs().amax(axes, keepdim=True).float()
+    mantissa, exponent = torch.frexp(largest / _MOST)
+    scales = torch.ldexp((mantissa * 2**16).round() / 2**16, exponent)
+    codes = (value / scales.where(scales > 0, 1)).round().clamp(-_MOST, _MOST)
+    return codes.to(torch.int8), scales
+
+
+def compact(tensors: Mapping[str, Tensor], dtype: StoredDtype) -> dict[str, Tensor]:
+    """Return an adapter's tensors as LoRA-XS's file has them.
+
+    Args:
+        tensors: As PEFT names them in a file, float32.
+    """
+    own = sorted(name for name in tensors if name.endswith(f".{R}"))
+    found = {name: value for name, value in tensors.items() if name not in own}
+    found[f"{ROOT}{R}"] = torch.stack([tensors[name] for name in own])
+    made = dict[str, Tensor]()
+    for name, value in found.items():
+        is_head = name != f"{ROOT}{R}"
+        if dtype == "float32" or (is_head and value.dim() < 2):
+            made[name] = value.contiguous()
+        elif dtype == "float16":
+            made[name] = value.half().contiguous()
+        else:
+            made[name], scales = _quantized(value, is_head=is_head)
+            made[f"{name}{SCALE}"] = scales.flatten()
+    return made
+
+
+def expanded(tensors: Mapping[str, Tensor], modules: Iterable[str]) -> dict[str, Tensor]:
+    """Return the tensors of a file as PEFT names them, float32.
+
+    Args:
+        tensors: Of LoRA-XS's file; what has PEFT's names already, and is no code, is returned as it is.
+        modules: Full names of the adapted modules.
+    Raises:
+        IntegrityError: the file has other numbers of modules or scales.
+    """
+    read = dict[str, Tensor]()
+    for name, value in tensors.items():
+        if name.endswith(SCALE) and name.removesuffix(SCALE) in tensors:
+            continue
+        if value.dtype != torch.int8:
+            read[name] = value.float() if value.dtype == torch.float16 else value
+            continue
+        scales = tensors.get(f"{name}{SCALE}")
+        if scales is None or scales.shape != value.shape[:1]:
+            got = "none" if scales is None else tuple(scales.shape)
+            raise IntegrityError(f"{name} must have scales of shape {tuple(value.shape[:1])}, but got {got}.")
+        read[name] = value * scales.view(-1, *[1] * (value.dim() - 1))
+    stack, names = read.pop(f"{ROOT}{R}", None), sorted(modules)
+    if stack is None:
+        return read
+    if len(stack) != len(names):
+        raise IntegrityError(f"An adapter of {len(names)} modules must have as many R, but its file has {len(stack)}.")
+    return {**{f"{ROOT}{name}.{R}": own for name, own in zip(names, stack, strict=True)}, **read}
