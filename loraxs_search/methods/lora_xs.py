@@ -133,7 +133,7 @@ class LoraXS(PeftMethod):
         }
 
     def fields(self, params: Params, possible: Possible) -> Mapping[str, Any]:
-        return {**params, "factor_rank": _factor_rank(possible)}
+        return {**self.with_defaults(params), "factor_rank": _factor_rank(possible)}
 
     def params(self, hyper: Hyperparameters) -> Params:
         return {name: getattr(hyper, name) for name in self.parameters}

@@ -28,6 +28,7 @@ from loraxs_search.methods._base import Method
 from loraxs_search.methods.export.folder import FORMATS, converted
 from loraxs_search.methods.loading import load_adapter_folder
 from loraxs_search.methods.loraxs.model import body_fingerprint
+from loraxs_search.methods.stored import rounded
 from loraxs_search.records.codec import from_json, to_json
 from loraxs_search.records.task import BaseModelRef, LinearModule
 from loraxs_search.records.trial import Hyperparameters, TrialSpec
@@ -39,8 +40,8 @@ from loraxs_search.trial.attach import attach, detach
 OWN: dict[str, tuple[dict[str, Any], ...]] = {  # params of each to try, all that decide what is stored among them
     "lora-xs": (
         {"rank": 2},
-        {"rank": 8, "basis": "bottom", "sigma": "sqrt", "init_std": 0.5},
-        {"rank": 3, "basis": "gaussian"},
+        {"rank": 8, "basis": "bottom", "sigma": "sqrt", "init_std": 0.5, "stored_dtype": "float16"},
+        {"rank": 3, "basis": "gaussian", "stored_dtype": "float32"},
     ),
     "lora": ({"rank": 2}, {"rank": 4, "scale": 2.0}),
     "vera": ({"r": 3}, {"r": 40, "d_initial": 0.5}),
@@ -251,8 +252,10 @@ def test_what_is_stored_is_the_model_and_its_pool_or_stock_peft_refuses_it(metho
         pooling = ("class", "mean")[number % 2]
         place_pooling(base, pooling)
         model, draw = attach(base, spec), torch.Generator().manual_seed(1)
-        for parameter in trained(model).values():
-            parameter.data.add_(torch.randn(parameter.shape, generator=draw), alpha=0.3)
+        for name, parameter in trained(model).items():
+            moved = parameter.data + 0.3 * torch.randn(parameter.shape, generator=draw)
+            is_head, dtype = not method.is_adapter(name, model), spec.hyperparameters.stored_dtype
+            parameter.data.copy_(rounded(moved, dtype, is_head=is_head))
         expected, folder = logits(model), tmp_path / str(number)
         folder.mkdir()
         for name, content in method.files(model, body_fingerprint(base)).items():
