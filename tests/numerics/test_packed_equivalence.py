@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -127,6 +128,28 @@ def test_trials_move_between_pack_and_lone_host(world):
     slots = world.join(pack, specs, lone)
     train(pack, slots, 6)
     assert all(world.distance(s.snapshot(), expected) < TOLERANCE for s, expected in zip(slots, straight, strict=True))
+
+
+def test_scores_are_those_of_the_stored_numbers_and_training_goes_on_from_the_exact_ones(world):
+    exact, rounded = (
+        [world.spec(str(first + n), seed=n, learning_rate=0.05, stored_dtype=dtype) for n in range(3)]
+        for first, dtype in ((0, "float32"), (3, "int8"))
+    )
+    pack = world.pack()
+    slots = world.join(pack, [*exact, *rounded])
+    train(pack, slots, 5)
+    before = [slot.snapshot() for slot in slots]
+    found = pack.evaluate(slots, "validation")
+    assert all(same_bits(slot.snapshot(), own) for slot, own in zip(slots, before, strict=True))
+    assert all(abs(found[str(n)]["loss"] - found[str(n + 3)]["loss"]) > 1e-5 for n in range(3))
+    with ExitStack() as stored, torch.no_grad():  # the exact trials, with the numbers that are stored of the others
+        for one, other in zip(slots[:3], slots[3:], strict=True):
+            stored.enter_context(other.as_stored())
+            for parameter, value in zip(one.parameters, other.parameters, strict=True):
+                parameter.copy_(value)
+    again = pack.evaluate(slots[:3], "validation")
+    for one, other in zip(slots[:3], slots[3:], strict=True):
+        assert again[one.name]["loss"] == pytest.approx(found[other.name]["loss"], rel=1e-6)
 
 
 @pytest.mark.parametrize(("poison", "num_workers"), [(float("nan"), 1), (1e30, 3)])

@@ -244,8 +244,13 @@ def test_what_is_too_dear_is_decided_by_tokens_and_said(world, monkeypatch):
 
 # ---- confirmation ----------------------------------------------------------------------------------------------------
 def test_answers_add_up_to_the_score_that_the_folder_has_anew_and_its_files_tell_their_base(world, make_host, tmp_path):
-    host, spec, task = make_host(1), world.spec("7", learning_rate=0.05), world.data.task
-    _, state = host.advance(spec, 6, None)
+    host, task = make_host(1), world.data.task
+    spec = world.spec("7", learning_rate=0.05, stored_dtype="int8")
+    report, state = host.advance(spec, 6, None)
+    chosen_on, _ = joined(
+        [host.answer(spec, state, range(world.data.num_rows("validation")), None, "validation")], task
+    )
+    assert report.metrics == pytest.approx(chosen_on, rel=1e-6)
     parts = [host.answer(spec, state, rows) for rows in (range(5), range(5, world.data.num_rows("test")))]
     metrics, rows = joined(parts, task)  # as two hosts give them
     np.testing.assert_array_equal(rows.labels, world.data.labels("test"))
