@@ -132,7 +132,10 @@ def test_trials_move_between_pack_and_lone_host(world):
 
 def test_scores_are_those_of_the_stored_numbers_and_training_goes_on_from_the_exact_ones(world):
     exact, rounded = (
-        [world.spec(str(first + n), seed=n, learning_rate=0.05, stored_dtype=dtype) for n in range(3)]
+        [
+            world.spec(str(first + n), seed=n, learning_rate=0.2, head_learning_rate=0.2, stored_dtype=dtype)
+            for n in range(3)
+        ]
         for first, dtype in ((0, "float32"), (3, "int8"))
     )
     pack = world.pack()
@@ -141,7 +144,7 @@ def test_scores_are_those_of_the_stored_numbers_and_training_goes_on_from_the_ex
     before = [slot.snapshot() for slot in slots]
     found = pack.evaluate(slots, "validation")
     assert all(same_bits(slot.snapshot(), own) for slot, own in zip(slots, before, strict=True))
-    assert all(abs(found[str(n)]["loss"] - found[str(n + 3)]["loss"]) > 1e-5 for n in range(3))
+    assert all(abs(found[str(n)]["loss"] - found[str(n + 3)]["loss"]) > 1e-5 for n in range(3)), found
     with ExitStack() as stored, torch.no_grad():  # the exact trials, with the numbers that are stored of the others
         for one, other in zip(slots[:3], slots[3:], strict=True):
             stored.enter_context(other.as_stored())
