@@ -34,14 +34,22 @@ SPACE = "task: sst2\nbase_model: a/b\nparameters:\n  learning_rate: 1e-3\n"
 def test_params_become_hyperparameters_with_the_records_defaults(parse):
     space = parse(SPACE + "  rank: {choice: [4, 100]}\nsearch: {max_steps: 80}\n")
     rates, targets = {"learning_rate": 1e-3, "head_learning_rate": 1e-3}, tuple(module.name for module in MINI)
-    # Studies of before have no `head_init`, and start at random.
-    rates |= {"max_steps": 80, "seed": 7, "factor_rank": 128, "head_init": "probe"}
+    # Other records have no `head_init` and no rounding: such trials start at random, and are stored as they are.
+    rates |= {"max_steps": 80, "seed": 7, "factor_rank": 128, "head_init": "probe", "stored_dtype": "int8"}
     expected = Hyperparameters(rank=4, target_modules=targets, **rates)
     assert space.hyperparameters({"rank": 4, "learning_rate": 1e-3}, MINI, 7) == expected
 
 
 def test_every_parameter_reaches_the_hyperparameters(parse):
-    given = {"rank": 8, "scale": 2.0, "sigma": "sqrt", "basis": "gaussian", "head": "output", "head_init": "random"}
+    given = {
+        "rank": 8,
+        "scale": 2.0,
+        "sigma": "sqrt",
+        "basis": "gaussian",
+        "stored_dtype": "float16",
+        "head": "output",
+        "head_init": "random",
+    }
     given |= {"init_std": 1e-4, "learning_rate": 1e-3, "head_learning_rate": 2e-3, "weight_decay": 0.1}
     given |= {"adam_beta1": 0.8, "adam_beta2": 0.98, "lr_schedule": "cosine", "warmup_ratio": 0.5}
     given |= {"max_grad_norm": 0.0, "batch_size": 4}
@@ -68,8 +76,8 @@ def test_the_quickstart_is_described(parse):
     assert described.combinations is None
     sizes = {group.expression: len(group.modules) for group in described.groups}
     assert sizes == {"attention": 24, "ffn": 12, "all-linear": 36}
-    assert described.smallest == ShapeDescription({"rank": 4}, "ffn", "full", AdapterSize(12 * 16, 770, 5512))
-    assert described.largest == ShapeDescription({"rank": 16}, "all-linear", "full", AdapterSize(9216, 770, 44808))
+    assert described.smallest == ShapeDescription({"rank": 4}, "ffn", "full", AdapterSize(12 * 16, 770, 1512))
+    assert described.largest == ShapeDescription({"rank": 16}, "all-linear", "full", AdapterSize(9216, 770, 10632))
 
 
 def test_a_space_may_choose_the_head(parse):

@@ -161,7 +161,7 @@ def test_every_basis_and_the_largest_sizes_a_trial_may_have_are_known(parse, tex
     assert [basis for basis, _ in conditional] == ["bottom", "top"]
     ranges = "parameters.batch_size={choice: [8, 64]}", "parameters.rank={choice: [4, 8, 32]}"
     for overrides, batch, rank in (((), 16, 16), (ranges, 64, 32)):
-        adapters = tuple(("lora-xs", {"rank": own, "basis": "top"}) for own in (rank, 4))
+        adapters = tuple(("lora-xs", {"rank": own, "basis": "top", "stored_dtype": "int8"}) for own in (rank, 4))
         assert parse(text, *overrides).largest() == LargestTrial(batch, adapters)
 
 
