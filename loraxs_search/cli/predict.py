@@ -63,8 +63,9 @@ def predict(
     name, ours is `adapter_prediction`.
 
     --sure 0.95 answers only the rows whose answer is likely enough for 95 of 100 to be right, as validation rows have
-    shown. The others have no answer (`-`, or null in JSON) and keep their score; stderr says how many. `loraxs-search
-    show TASK` has an adapter's operating points, and the share of the test rows that each answers.
+    shown. The others have no answer (`?`, or null in JSON) and keep their score; stderr says how many. In csv and jsonl
+    `sure` says which rows are answered. `loraxs-search show TASK` has an adapter's operating points, and the share of
+    the test rows that each answers.
 
     A folder is given as ./FOLDER, ~/FOLDER or an absolute path. Each call loads the base model: to serve many requests,
     use --repl, or in Python `loraxs_search.load` or `loraxs_search.AdapterBank`.
@@ -106,28 +107,28 @@ def predict(
     if as_json:
         _out.print_json(predictions)
     else:
-        _print(predictions, form, columns=answer.columns, values=rows)
+        _print(predictions, form, columns=answer.columns, values=rows, marked=sure is not None)
 
 
 class _Unsure:
     """Takes the answers from rows that are not sure at an operating point, and counts them."""
 
     def __init__(self, point: float | None) -> None:
-        self._point, self._num_rows, self._num_left = point, 0, 0
+        self.point, self._num_rows, self._num_left = point, 0, 0
 
     def left_out(self, predictions: Sequence[Prediction]) -> list[Prediction]:
         """Return predictions; those that are not sure have no label, and keep their score."""
-        if self._point is None:
+        if self.point is None:
             return list(predictions)
-        found = [it if it.sure(self._point) else replace(it, label=None) for it in predictions]
+        found = [it if it.sure(self.point) else replace(it, label=None) for it in predictions]
         self._num_rows += len(found)
         self._num_left += sum(it.label is None for it in found)
         return found
 
     def tell(self) -> None:
         """Say on stderr how many rows were left unanswered."""
-        if self._point is not None:
-            _out.tell(f"{self._num_left:,} of {counted(self._num_rows, 'row')} unanswered: not sure at {self._point:g}")
+        if self.point is not None:
+            _out.tell(f"{self._num_left:,} of {counted(self._num_rows, 'row')} unanswered: not sure at {self.point:g}")
 
 
 def _answer_file(answer: Predictor, file: str, as_json: bool, form: Form, unsure: _Unsure) -> None:
@@ -144,7 +145,7 @@ def _answer_file(answer: Predictor, file: str, as_json: bool, form: Form, unsure
         if whole:
             numbers = range(done, done + len(predictions))
             rows = [{name: own[number] for name, own in columns.items()} for number in numbers]
-            _write_rows(rows, predictions, form, header=not done)
+            _write_rows(rows, predictions, form, header=not done, marked=unsure.point is not None)
         else:
             _print(predictions)
         done += len(predictions)
@@ -175,7 +176,8 @@ def _converse(answer: Predictor, form: Form, unsure: _Unsure) -> None:
         if stream is not None and stream.used:
             stream.end()
         else:
-            _print(predictions, form, columns=answer.columns, values=values, header=header)
+            marked = unsure.point is not None
+            _print(predictions, form, columns=answer.columns, values=values, header=header, marked=marked)
             header = False
         sys.stdout.flush()
 
@@ -208,12 +210,13 @@ def _print(
     columns: Sequence[str] = (),
     values: Sequence[str] = (),
     header: bool = True,
+    marked: bool = False,
 ) -> None:
     """Print answers; in another form than text, with the rows' columns, whose `values` come row after row."""
     if form != "text":
         starts = range(0, len(values), len(columns))
         rows = [dict(zip(columns, values[start:], strict=False)) for start in starts]
-        _write_rows(rows, predictions, form, header=header)
+        _write_rows(rows, predictions, form, header=header, marked=marked)
         return
     for it in predictions:
         if it.entities is not None:
@@ -224,7 +227,8 @@ def _print(
             continue
         else:  # without a label, the number is the answer itself
             score = None if it.score is None else format(it.score, ".9g" if _is_number(it) else ".3f")
-            parts = [it.label or (None if _is_number(it) else "-"), score, it.text]
+            unanswered = "-" if it.label is not None else None if _is_number(it) else "?"
+            parts = [it.label or unanswered, score, it.text]
         print(*(" ".join(part.splitlines()) for part in parts if part is not None), sep="\t")
 
 
@@ -239,10 +243,12 @@ def _write_rows(
     form: Form,
     *,
     header: bool,
+    marked: bool,
 ) -> None:
     """Write rows as they are to stdout, each with its answer behind it, as CSV or JSONL; line ends and tabs survive.
 
-    A score says how likely an answer is; an answer that is a number has none.
+    A score says how likely an answer is; an answer that is a number has none. Where rows are `marked`, `sure` says
+    which are answered.
     """
     names: dict[str, str] = {}  # of the columns behind a row
     for number, (row, it) in enumerate(zip(rows, predictions, strict=True)):
@@ -251,6 +257,8 @@ def _write_rows(
         answer["score"] = None if is_number else it.score
         if it.expected is not None:
             answer["expected"] = it.expected
+        if marked:
+            answer["sure"] = it.label is not None
         if form == "csv":
             digits = ".9g" if is_number else ".6g"
             answer = {name: format(own, digits) if isinstance(own, float) else own for name, own in answer.items()}

@@ -125,8 +125,8 @@ def serve(  # noqa: PLR0913, PLR0917  # each is an option
 
     keys = {} if api_key_file is None else read_keys(api_key_file)
     questions = {name: task for name, _, task in (each.rpartition("=") for each in question)}
-    if "" in questions:
-        raise UsageError(f"`--question` must be NAME=TASK, but got {' and '.join(question)}.")
+    if "" in questions or len(questions) < len(question):
+        raise UsageError(f"`--question` must be NAME=TASK, each NAME once, but got {' and '.join(question)}.")
     from pydantic import ByteSize, TypeAdapter, ValidationError
 
     try:

@@ -11,7 +11,7 @@ from loraxs_search.errors import UsageError
 from loraxs_search.manifest import Manifest
 from loraxs_search.methods import method_of
 from loraxs_search.registry.finalist import seed_statistics
-from loraxs_search.tasks.asking import asking_code, base_code, between_texts, loading_code, prompt_section
+from loraxs_search.tasks.asking import asking_code, asking_notes, base_code, loading_code, prompt_section
 from loraxs_search.tasks.baselines import BASELINES
 from loraxs_search.tasks.kinds import kind_of
 
@@ -165,7 +165,7 @@ model = loraxs_search.load_adapter("{name}")
 tokenizer = loraxs_search.load_tokenizer("{name}"){predicting}
 ```"""
     if task.pooling != "class" and not method.says_pooling:
-        return f"{own}{between_texts(task)}\n\nPEFT alone refuses it: its files cannot say what the head reads."
+        return f"{own}{asking_notes(kind)}\n\nPEFT alone refuses it: its files cannot say what the head reads."
     plain = ""
     if method.has_plain_lora and task.pooling == "class":
         plain = f"\n\nAs plain LoRA, for vLLM and others: `loraxs-search pull {name} --format lora`"
@@ -179,7 +179,7 @@ import loraxs_search, peft, transformers
 {loading_code(kind, base, dtype=dtype)}
 tokenizer = transformers.AutoTokenizer.from_pretrained({base_code(base).arguments})
 model = peft.PeftModel.from_pretrained(base, ".").eval()
-```{between_texts(task)}{asking}{plain}"""
+```{asking_notes(kind)}{asking}{plain}"""
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -12,7 +12,7 @@ import json
 import re
 from typing import NamedTuple
 
-from loraxs_search.records.task import BaseModelRef, Serving, Task
+from loraxs_search.records.task import BaseModelRef, Serving
 from loraxs_search.tasks.kinds._base import TaskKind
 from loraxs_search.tasks.kinds._language_model import DATE, Template
 from loraxs_search.tasks.kinds.labelled import PAIR_SEPARATOR
@@ -66,12 +66,15 @@ answer = tokenizer.decode(new, skip_special_tokens=True, clean_up_tokenization_s
 print(answer)"""
 
 
-def between_texts(task: Task) -> str:
-    """Return how two texts are put to a tokenizer that joins them with nothing between; nothing of one text."""
-    if task.text_pair is None:
-        return ""
-    where = f"Where the tokenizer puts nothing between {task.text} and {task.text_pair}"
-    return f"\n\n{where}, the second one begins with {json.dumps(PAIR_SEPARATOR)}."
+def asking_notes(kind: TaskKind) -> str:
+    """Return how two texts are put to a tokenizer that joins them with nothing between, and what answer logits make."""
+    task, notes = kind.task, ""
+    if task.text_pair is not None:
+        where = f"Where the tokenizer puts nothing between {task.text} and {task.text_pair}"
+        notes = f"\n\n{where}, the second one begins with {json.dumps(PAIR_SEPARATOR)}."
+    if kind.answer_rule:
+        notes += f"\n\n`loraxs-search predict` answers with {kind.answer_rule}; a pipeline, with the likeliest one."
+    return notes
 
 
 def loading_code(kind: TaskKind, base: BaseModelRef, *, dtype: str | None = "float32") -> str:

@@ -80,6 +80,7 @@ REFUSED = [
     (["serve"], 2, ("tasks or --all, but got neither",)),
     (["serve", "reviews", "--host", "not an address"], 2, ("must be free to listen at",)),
     (["serve", "reviews", "--api-key-file", "empty.txt"], 2, ("must have a key at least",)),
+    (["serve", "reviews", "--question", "a=reviews", "--question", "a=other"], 2, ("each NAME once",)),
     (["serve", "reviews", "--max-bytes", "much", "--port", "0"], 2, ("must be a size such as 1GiB",)),
     (["serve", "reviews", "--keep", "sure", "kept"], 2, ("must be `unsure DIR`, but got sure kept",)),
     (["serve", "reviews", "--replicas", "2"], 2, ("must go with --address",)),

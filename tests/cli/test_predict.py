@@ -99,8 +99,9 @@ def test_rows_that_are_not_sure_stay_unanswered_with_their_scores_and_are_counte
     for form in ("csv", "text"):
         lines = predict(*TEXTS, "--sure", "0.95", "--format", form).ok
         read = list(csv.DictReader(io.StringIO(lines, newline=""))) if form == "csv" else lines.splitlines()
-        labels = [row["prediction"] or "-" for row in read] if form == "csv" else [row.split("\t")[0] for row in read]
-        assert labels == [label or "-" for label, _ in expected]
+        labels = [row["prediction"] or "?" for row in read] if form == "csv" else [row.split("\t")[0] for row in read]
+        assert labels == [label or "?" for label, _ in expected]
+        assert form == "text" or [row["sure"] for row in read] == [str(bool(label)) for label, _ in expected]
     assert [
         (row["label"], row["score"]) for row in json.loads(predict(*TEXTS, "--json", "--sure", ".95").ok)
     ] == expected

@@ -158,8 +158,9 @@ def test_levels_and_several_labels_are_answered_by_the_graph_and_by_transformers
     for said, answer in zip(pipe(TEXTS, truncation=True, max_length=12), answers, strict=True):
         assert {each["label"]: each["score"] for each in said} == pytest.approx(answer.probabilities, abs=EXACT)
         assert answer.label == "|".join(k for k, p in answer.probabilities.items() if p >= 0.3) or kind == "ordinal"
-    has_type = "problem_type" in (converted(folder, "lora") / "README.md").read_text()
-    assert has_type == (kind == "multi-label")
+    pages = [(converted(folder, form) / "README.md").read_text() for form in ("lora", "merged", "onnx")]
+    assert ("problem_type" in pages[0]) == (kind == "multi-label")
+    assert all({"ordinal": "the median level", "multi-label": "at least 0.3"}[kind] in page for page in pages)
 
 
 def test_pairs_are_read_with_their_segments(make, opened):

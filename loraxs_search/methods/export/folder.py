@@ -22,7 +22,7 @@ from loraxs_search.methods.export.gguf import GGUF
 from loraxs_search.methods.export.onnx import ONNX
 from loraxs_search.plugins import EntryPoints
 from loraxs_search.records.task import BaseModelRef
-from loraxs_search.tasks.asking import asking_code, base_code, between_texts, loading_code, prompt_section
+from loraxs_search.tasks.asking import asking_code, asking_notes, base_code, loading_code, prompt_section
 from loraxs_search.tasks.kinds import kind_of
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class PlainLoRAFolder(ExportFormat):
 
     name: ClassVar[str] = "lora"
     options: ClassVar[frozenset[str]] = frozenset({"rank"})
-    layout: ClassVar[int] = 6
+    layout: ClassVar[int] = 7
 
     @classmethod
     def fits(cls, method: Method) -> bool:
@@ -161,7 +161,7 @@ class Merged(ExportFormat):
 
     name: ClassVar[str] = "merged"
     options: ClassVar[frozenset[str]] = frozenset({"dtype"})
-    layout: ClassVar[int] = 4
+    layout: ClassVar[int] = 5
 
     @classmethod
     def fits(cls, method: Method) -> bool:
@@ -321,7 +321,7 @@ def _page(adapter: LoadedAdapter, lead: str, code: str) -> str:
     """Return README.md: what the folder is, the code that loads it and, where texts are written, how it is asked."""
     task, serving = adapter.manifest.task, adapter.serving
     page = f"# {task.registered_name}\n\n" + (f"{lead}\n\n" if lead else "")
-    page += f"```python\n{code}\n```{between_texts(task)}\n"
+    page += f"```python\n{code}\n```{asking_notes(kind_of(task))}\n"
     if serving is not None:
         page += f"\n{prompt_section(serving)}\n\n```python\n{asking_code(serving)}\n```\n"
     return page

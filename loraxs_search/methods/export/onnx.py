@@ -18,7 +18,7 @@ from loraxs_search.manifest import Manifest
 from loraxs_search.methods._base import ADAPTER, ROOT, Method, R
 from loraxs_search.methods._peft import unloaded
 from loraxs_search.methods.export._base import ExportFormat, ExportOptions, LoadedAdapter, OnnxPrecision
-from loraxs_search.tasks.asking import between_texts
+from loraxs_search.tasks.asking import asking_notes
 from loraxs_search.tasks.kinds import kind_of
 
 if TYPE_CHECKING:
@@ -40,7 +40,6 @@ def _onnx_page(manifest: Manifest, precision: OnnxPrecision | None) -> str:
     answer = "the label's is the largest" if task.labels else "the first one is the number"
     kind = kind_of(task)
     answer = answer if kind.is_exclusive else "each label's is that of its own probability"
-    answer = f"{answer}, and `predict` answers with the median" if task.labels and kind.levels else answer
     stored = "In float32."
     if precision is not None:
         stored = f"It computes in float32; matrices are stored as {precision}, which moves answers by {MOST_MOVED:g} at"
@@ -82,7 +81,7 @@ print(logits(texts, [adapter] * len(texts)))
 ```
 
 Of a row's logits, {answer}; beyond its row's `num_labels` they are -inf. Rows may bring adapters of other tasks, whose
-`max_length` may differ.{between_texts(task)}
+`max_length` may differ.{asking_notes(kind)}
 """
 
 
@@ -103,7 +102,7 @@ class ONNX(ExportFormat):
 
     name: ClassVar[str] = "onnx"
     options: ClassVar[frozenset[str]] = frozenset({"precision"})
-    layout: ClassVar[int] = 3
+    layout: ClassVar[int] = 4
 
     @classmethod
     def fits(cls, method: Method) -> bool:

@@ -16,7 +16,7 @@ from loraxs_search.records.codec import sign_of
 from loraxs_search.records.search import Baseline, Candidate
 from loraxs_search.records.task import Task
 from loraxs_search.records.trial import TrialRecord, TrialState
-from loraxs_search.registry.finalist import seed_statistics
+from loraxs_search.registry.finalist import choose, seed_statistics
 from loraxs_search.registry.promotion import TRY_NEXT, PromotionTest, Scored
 from loraxs_search.reports.leaderboard import LeaderboardRow, leaderboard, score_warnings, shown_baselines
 from loraxs_search.reports.study_status import Progress
@@ -206,6 +206,9 @@ def summary(facts: ReportFacts) -> Summary:
     if facts.finalist is not None:
         beats, sentence = _judge(facts.folder, facts.finalist)
         is_beaten, verdict = not beats, f"By the rule of promotion: {sentence}."
+    elif facts.candidates:
+        chosen, reasons = choose(facts.info.promotion, facts.task, facts.candidates)
+        verdict = verdict if chosen else f"There is no finalist: {'; '.join(reasons)}."
     unanswered = []  # classes that rows are of and no answer is
     if facts.by_class is not None:
         unanswered = [each.label for each in facts.by_class.classes if each.rows and each.precision is None]

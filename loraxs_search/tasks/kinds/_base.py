@@ -244,6 +244,7 @@ class TaskKind(ABC):
     has_shares: bool = False  # answers have `probabilities` of each of the task's labels
     true_label: str | None = None  # which of two labels means that what a question says is true
     levels: tuple[str, ...] = ()  # what a score is given on, lowest first
+    answer_rule: str = ""  # which answer probabilities make, if not the likeliest label: pages of exports say it
 
     def __init__(self, task: Task) -> None:
         self.task, self.outputs = task, OutputScale()

@@ -67,6 +67,7 @@ class MultiLabel(LabelledKind):
     def __init__(self, task: Task) -> None:
         super().__init__(task)
         self._threshold = float(task.settings.get("threshold", _THRESHOLD))
+        self.answer_rule = f"all labels whose probability, the sigmoid of the logit, is at least {self._threshold:g}"
         self._least = math.log(self._threshold / (1 - self._threshold))  # output of a label that is answered
 
     @classmethod

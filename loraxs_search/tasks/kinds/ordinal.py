@@ -43,6 +43,7 @@ class Ordinal(SequenceClassification):
     name = "ordinal"
     section = _LevelsSection
     metrics = LEVEL_METRICS
+    answer_rule = "the median level, the lowest one that half of the probability is at or below"
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)

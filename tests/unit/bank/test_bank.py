@@ -126,6 +126,19 @@ def test_texts_of_several_tasks_are_one_batch(bank, folders, base):
         assert prediction.sure_at == expected.sure_at == ({0.9: True} if name == "d" else None)
 
 
+def test_levels_and_several_labels_are_answered_as_predict_does(base, make_adapter, tmp_path):
+    bank, texts = AdapterBank(base), ["a moving, funny film", "two hours of my life", "so so"]
+    for kind, metric, labels in (("ordinal", "mae", ("1", "2", "5")), ("multi-label", "micro_f1", ("a", "b", "c"))):
+        task = Task(kind, kind, DataSource(), "text", "label", metric, "maximize", (metric,), labels=labels)
+        bank.load(kind, make_adapter(tmp_path / kind, base, task=task, rank=4, target_modules=TARGETS))
+    found = bank.predict(["ordinal", "multi-label"] * 3, [text for text in texts for _ in range(2)])
+    for kind, own in (("ordinal", found[::2]), ("multi-label", found[1::2])):
+        for answer, expected in zip(own, loraxs_search.predict(str(tmp_path / kind), texts), strict=True):
+            assert (answer.label, answer.text) == (expected.label, expected.text)
+            assert answer.probabilities == pytest.approx(expected.probabilities, abs=1e-5)
+            assert (answer.score, answer.expected) == pytest.approx((expected.score, expected.expected), abs=1e-5)
+
+
 def test_names_beside_a_table_are_taken_in_its_order(bank, inputs):
     table = pd.DataFrame({"model": [*"abbdba"], "text": [*"uvwxyz"]})[::-1]  # labelled 5 to 0
     names = table["model"].tolist()

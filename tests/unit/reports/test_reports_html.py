@@ -270,6 +270,12 @@ def test_where_less_is_better_a_lower_loss_beats_and_without_a_score_nothing_was
     assert (none.found, none.verdict) == ("No trial has a score: nothing was found.", "")
 
 
+def test_why_there_is_no_finalist_is_said():
+    folder = searched("s", [Tried({}, 0.8)], promotion=PromotionRule(max_bytes=999))
+    confirm(folder, "00000", [0.79])
+    assert "00000 is out: it stores 1,000 bytes, more than max_bytes=999" in of(folder).opening[-1]
+
+
 def test_a_class_that_is_never_answered_is_named(monkeypatch):
     folder = searched("s", [Tried({}, 0.8)])
     confirm(folder, "00000", [0.79], answers=[1, 1, 1, 0], labels=[1, 1, 1, 1])

@@ -213,6 +213,14 @@ def test_labels_by_themselves_are_predicates_and_ordered_ones_are_levels(decidin
         else:
             assert answers[0]["score"] == pytest.approx(expected.expected - 1, abs=1e-5)
             assert close([it["probability"] for it in answers[0]["probabilities"]], expected.probabilities.values())
+        one, every = deciding.classify(model, TEXT), deciding.post(f"/classify/{model}", {"inputs": TEXT}).json()
+        assert (one["data"][0]["label"], one["labels"]) == (expected.label, [*expected.probabilities])
+        assert close(one["data"][0]["probs"], expected.probabilities.values())
+        assert one["data"][0]["score"] == pytest.approx(expected.score, abs=1e-5)
+        assert one["data"][0].get("expected") == pytest.approx(expected.expected, abs=1e-5)
+        ranked = sorted(expected.probabilities.items(), key=lambda it: -it[1])
+        assert [it["label"] for it in every] == [label for label, _ in ranked]
+        assert close([it["score"] for it in every], [share for _, share in ranked])
 
 
 # ---- what a task reads -----------------------------------------------------------------------------------------------
@@ -340,6 +348,16 @@ def test_the_client_of_typesafe_reads_the_answers(deciding, adapters):
         assert {own.name for own in client.models.list().models} > {"refund", "loraxs", "jev-latest"}
         with pytest.raises(typesafe.TypeSafeUnprocessableEntityError, match="other"):
             client.system_one(state=TEXT, questions={"other": typesafe.Noul(instructions="Is it raining?")})
+
+
+def test_without_a_fallback_the_conformance_suite_fails_at_questions_that_no_task_was_trained_on(deciding):
+    report = pytest.importorskip("jevcompat.runner").run(deciding.url, timeout=60)
+    found = {own.id: own.findings[0].message for own in report.results if own.findings}
+    assert found.keys() == {
+        *("request.unicode", "request.structured-text", "choice.options", "score.levels", "noul.no-instructions")
+    }
+    why = ("no task here answers it", "needs a task with as many", "must be a label")
+    assert all(any(part in message for part in why) for message in found.values()), found
 
 
 def test_the_conformance_suite_passes_where_a_fallback_answers_the_rest(registry, adapters):
