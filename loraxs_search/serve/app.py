@@ -464,14 +464,14 @@ class Server:
 
 
 class _TestShares(Collector):
-    """The share of the test rows that each label has, by task: what shares of answers are compared with."""
+    """The share of each label among those of the test rows, by task: what shares of answers are compared with."""
 
     def __init__(self, models: ServedModels, whose: tuple[str, ...]) -> None:
         self._models, self._whose = models, whose
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         names = ["task", "label", *("replica",) * len(self._whose)]
-        shares = GaugeMetricFamily("loraxs_test_share", "Share of the test rows with this label", labels=names)
+        shares = GaugeMetricFamily("loraxs_test_share", "Share of the test rows' labels", labels=names)
         for name, adapter in self._models.served():
             report = adapter.manifest.by_class
             if report is not None and name == adapter.task and len(shares.samples) < _MAX_SERIES:

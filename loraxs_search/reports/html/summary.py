@@ -246,27 +246,12 @@ def _judge(folder: StudyFolder, finalist: Candidate) -> tuple[bool, str]:
 def _result(facts: ReportFacts) -> _Result | None:
     """Return the finalist on the test rows, else the best candidate on all validation rows, else the best trial."""
     metric = facts.task.metric
-    finalist, candidate = facts.finalist, next(iter(facts.candidates), None)
-    if finalist is not None and math.isfinite(score := finalist.test_metrics.get(metric, math.nan)):
-        return _Result(
-            finalist.trial_id,
-            metric,
-            score,
-            "the test rows",
-            True,
-            finalist.stored_bytes,
-            finalist.test_metrics.get("calibration_error"),
-        )
-    if candidate is not None and math.isfinite(score := candidate.validation_metrics.get(metric, math.nan)):
-        return _Result(
-            candidate.trial_id,
-            metric,
-            score,
-            "all validation rows",
-            False,
-            candidate.stored_bytes,
-            candidate.validation_metrics.get("calibration_error"),
-        )
+    candidate = next(iter(facts.candidates), None)
+    for own, rows, test in ((facts.finalist, "the test rows", True), (candidate, "all validation rows", False)):
+        scores = {} if own is None else own.test_metrics if test else own.validation_metrics
+        if own is not None and math.isfinite(score := scores.get(metric, math.nan)):
+            error = scores.get("calibration_error")
+            return _Result(own.trial_id, metric, score, rows, test, own.stored_bytes, error)
     best = facts.best
     if best is None or best.score is None:
         return None
