@@ -52,6 +52,7 @@ _METRICS: Mapping[str, tuple[str, ...]] = {
     CHOOSING: ("accuracy",),
     TAGS: ("f1", "precision", "recall"),
 }
+_UNEVEN = 10  # times as many rows of a label as of another, and accuracy says little of the other
 _SAMPLE = 2000  # rows whose tokens are counted
 _LONG_ONES = 20  # rows with the longest answers, which are counted too
 _SOME_PROMPT = 8  # tokens of a prompt that stand before the longest answer at least
@@ -192,6 +193,9 @@ def _sections(
     metrics = list(_METRICS[kind])
     if kind == CLASSES and len(roles.labels) == 2:
         metrics = ["accuracy", "f1"]
+    rarest, most = (find(roles.label_counts.values(), default=0) for find in (min, max))
+    if is_uneven := kind == CLASSES and choices.metric is None and rarest * _UNEVEN < most:
+        metrics = ["macro_f1", *(name for name in metrics if name != "macro_f1")]
     if choices.metric is not None:
         options = list(roles.options) if isinstance(roles.options, tuple) else roles.options
         entry = KINDS.get(kind)
@@ -213,6 +217,8 @@ def _sections(
     first = (
         "candidates go by the first one, running trials by the loss" if writes else "the search goes by the first one"
     )
+    if is_uneven:
+        first += f"; labels count alike in it, of {rarest:,} to {most:,} rows"
     cut = "tokens of a row; longer ones lose their ends"
     if decodes:
         cut = "tokens of both: a long prompt loses its beginning, an answer must fit"

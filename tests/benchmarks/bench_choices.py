@@ -2,7 +2,8 @@
 
     python tests/benchmarks/bench_choices.py --data FOLDER --arms task.pooling=class task.pooling=mean [--json FILE]
 
-FOLDER holds `glue/TASK/{train,validation,test}.jsonl.gz` and `movie_reviews/...`. An arm is what `launch --set` takes,
+FOLDER holds `glue/TASK/{train,validation,test}.jsonl.gz` and `movie_reviews/...`; for `wordnet` and `fortunes`, the
+unpacked packages of `bench_decisions.py`. An arm is what `launch --set` takes,
 or several of these with `+` between them. Trials of an arm differ in their seed alone. Those of arms with equal tasks
 and bases share passes, where their methods can, and others train one by one. Nothing is searched, stopped or promoted.
 Each trial is scored on validation rows after a quarter, half and all of its steps, or on test rows at the end
@@ -17,12 +18,13 @@ import gzip
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from itertools import groupby
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import script
+from bench_decisions import SETS, write_rows
 from optuna.trial import FixedTrial
 from scipy.stats import t as student
 
@@ -43,7 +45,7 @@ from loraxs_search.tasks.baselines import measure_baselines
 from loraxs_search.trial.linear_probe import fit_linear_probe
 
 SLOTS = 24  # trials of a pack
-Scores = dict[str, list[float]]  # of each seed, by the step of the report
+Scores = dict[str, list[float]]  # of each seed, by the step of the report, and the name of a further metric
 # Folder to well-known task and its `max_length`; movie reviews have the columns and labels of SST-2.
 TASKS = {
     "movie_reviews": ("sst2", 64),
@@ -53,6 +55,7 @@ TASKS = {
     "rte": ("rte", 128),
     "sts": ("stsb", 96),
 }
+MANY_LABELS = ("wordnet", "fortunes")  # of `bench_decisions.py`
 MINILM = """
 base_model:
   id: sentence-transformers/all-MiniLM-L6-v2
@@ -96,14 +99,16 @@ def make_space(task: str, data: Path, arm: str, steps: int, rows: int) -> Space:
     own = parameter_specs(method) if method else COMMON  # a method of `peft_methods` has the arm's own
     recipe = {name: value for name, value in RECIPE.items() if name in own}
     end = f"parameters: {json.dumps(recipe)}\n{PEFT_METHODS}search: {{max_steps: {steps}, report_every: {steps}}}\n"
-    folder = next(place for place in (data / "glue" / task, data / task) if place.is_dir())
-    files = {
-        split: str(path) for split in ("train", "validation", "test") if (path := folder / f"{split}.jsonl.gz").exists()
-    }
-    files = with_unseen_test(task, files)
-    use, length = TASKS[task]
-    text = f"task:\n  use: {use}\n  data: {{data_files: {json.dumps(files)}}}\n  max_length: {length}\n"
-    text += f"  validation_rows: {rows}\n{MINILM}{end}"
+    if task in MANY_LABELS:
+        own = write_rows(SETS[task](data)) | {"name": task, "kind": "sequence-classification", "max_length": 128}
+        own |= {"metric": "macro_f1", "metrics": ["macro_f1", "accuracy"]}
+    else:
+        folder = next(place for place in (data / "glue" / task, data / task) if place.is_dir())
+        paths = {split: folder / f"{split}.jsonl.gz" for split in ("train", "validation", "test")}
+        files = with_unseen_test(task, {split: str(path) for split, path in paths.items() if path.exists()})
+        use, length = TASKS[task]
+        own = {"use": use, "data": {"data_files": files}, "max_length": length}
+    text = f"task: {json.dumps(own | {'validation_rows': rows})}\n{MINILM}{end}"
     return parse_space(text, source=f"{task}.yaml", folder=data, overrides=overrides)
 
 
@@ -138,9 +143,10 @@ def measure(arms: dict[str, Space], seeds: range, steps: int, split: Split) -> d
                 raise error
             if step == steps or (split == "validation" and step in (steps // 4, steps // 2)):
                 found: dict[str, Any] = pack.evaluate(slots, split)
-                for slot in slots:
-                    seen = scores[slot.name.rpartition("/")[0]].setdefault(str(step), [])
-                    seen.append(found[slot.name][space.task.metric])
+                for slot, metric in product(slots, space.task.metrics):
+                    report = str(step) if metric == space.task.metric else f"{step}, {metric}"
+                    seen = scores[slot.name.rpartition("/")[0]].setdefault(report, [])
+                    seen.append(found[slot.name][metric])
         pack.base.clear()
     return scores
 
@@ -176,7 +182,7 @@ def main() -> None:
     parser = script.parser(__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--arms", nargs="+", default=["task.pooling=class", "task.pooling=mean"])
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=[*TASKS])
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=[*TASKS, *MANY_LABELS])
     parser.add_argument("--steps", type=int, default=160)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--rows", type=int, default=1000, help="validation rows that are scored, at most")

@@ -135,6 +135,17 @@ def divided(
     return Labelled(name, noun, asked, sorted({label for _, label in found}), parts)
 
 
+def write_rows(own: Labelled) -> dict[str, Any]:
+    """Write the rows of a set as files, and return the keys of a task of them."""
+    folder = home() / "benchmarks" / own.name
+    for split, rows in own.rows.items():
+        lines = (json.dumps({"text": text, "label": label}) for text, label in rows)
+        write_atomic(folder / f"{split}.jsonl", "".join(f"{line}\n" for line in lines))
+    files = {split: str(folder / f"{split}.jsonl") for split in own.rows}
+    columns = {"text": "text", "label": "label"}
+    return {"data": {"data_files": files}, "columns": columns, "labels": own.labels}
+
+
 SETS = {"films": films, "wordnet": wordnet, "fortunes": fortunes}
 
 
@@ -178,16 +189,12 @@ def zero_shot(own: Labelled, *, removes_prior: bool) -> tuple[Answering, str]:
 
 def adapter(own: Labelled) -> tuple[Answering, str]:
     """Return the finalist of a search, and its size."""
-    folder, name = home() / "benchmarks" / own.name, f"decisions-{own.name}"
-    for split, rows in own.rows.items():
-        lines = (json.dumps({"text": text, "label": label}) for text, label in rows)
-        write_atomic(folder / f"{split}.jsonl", "".join(f"{line}\n" for line in lines))
-    files = {split: str(folder / f"{split}.jsonl") for split in own.rows}
+    name, rows = f"decisions-{own.name}", write_rows(own)
     overrides: dict[str, Any] = {
         "task.name": name,
-        "task.data.data_files": files,
-        "task.columns": {"text": "text", "label": "label"},
-        "task.labels": own.labels,
+        "task.data.data_files": rows["data"]["data_files"],
+        "task.columns": rows["columns"],
+        "task.labels": rows["labels"],
         **SEARCH,
     }
     if StudyFolder.exists(name):

@@ -214,6 +214,21 @@ def test_many_labels_that_look_alike_numbered_ones_and_those_of_many_rows_are_no
     assert "did you mean 'delivery_late'?" in caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("counts", "choices", "metrics"),
+    [
+        ({"bug": 101, "praise": 10}, {}, ["macro_f1", "accuracy", "f1"]),
+        ({"bug": 100, "praise": 10}, {}, ["accuracy", "f1"]),
+        ({"bug": 101, "praise": 10, "other": 50}, {}, ["macro_f1", "accuracy"]),
+        ({"bug": 101, "praise": 10}, {"metric": "f1"}, ["f1", "accuracy"]),
+    ],
+)
+def test_where_a_label_is_rare_the_search_goes_by_macro_f1(draft, counts, choices, metrics):
+    task, made = draft(labelled(counts), **choices)
+    assert task["metrics"] == metrics
+    assert ("of 10 to 101 rows" in made.text) == (metrics[0] == "macro_f1")
+
+
 # ---- options in columns ----------------------------------------------------------------------------------------------
 
 
