@@ -193,7 +193,8 @@ def _sections(
     metrics = list(_METRICS[kind])
     if kind == CLASSES and len(roles.labels) == 2:
         metrics = ["accuracy", "f1"]
-    rarest, most = (find(roles.label_counts.values(), default=0) for find in (min, max))
+    counts = roles.label_counts.values()
+    rarest, most = min(counts, default=0), max(counts, default=0)
     if is_uneven := kind == CLASSES and choices.metric is None and rarest * _UNEVEN < most:
         metrics = ["macro_f1", *(name for name in metrics if name != "macro_f1")]
     if choices.metric is not None:
