@@ -100,15 +100,15 @@ def make_space(task: str, data: Path, arm: str, steps: int, rows: int) -> Space:
     recipe = {name: value for name, value in RECIPE.items() if name in own}
     end = f"parameters: {json.dumps(recipe)}\n{PEFT_METHODS}search: {{max_steps: {steps}, report_every: {steps}}}\n"
     if task in MANY_LABELS:
-        own = write_rows(SETS[task](data)) | {"name": task, "kind": "sequence-classification", "max_length": 128}
-        own |= {"metric": "macro_f1", "metrics": ["macro_f1", "accuracy"]}
+        section: dict[str, Any] = {**write_rows(SETS[task](data)), "name": task, "kind": "sequence-classification"}
+        section |= {"max_length": 128, "metric": "macro_f1", "metrics": ["macro_f1", "accuracy"]}
     else:
         folder = next(place for place in (data / "glue" / task, data / task) if place.is_dir())
         paths = {split: folder / f"{split}.jsonl.gz" for split in ("train", "validation", "test")}
         files = with_unseen_test(task, {split: str(path) for split, path in paths.items() if path.exists()})
         use, length = TASKS[task]
-        own = {"use": use, "data": {"data_files": files}, "max_length": length}
-    text = f"task: {json.dumps(own | {'validation_rows': rows})}\n{MINILM}{end}"
+        section = {"use": use, "data": {"data_files": files}, "max_length": length}
+    text = f"task: {json.dumps(section | {'validation_rows': rows})}\n{MINILM}{end}"
     return parse_space(text, source=f"{task}.yaml", folder=data, overrides=overrides)
 
 
