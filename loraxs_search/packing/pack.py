@@ -177,6 +177,9 @@ class Slot:
     def as_stored(self) -> Iterator[None]:
         """Give the trial, for a while, the numbers that are stored of it."""
         dtype, num_own = self.spec.hyperparameters.stored_dtype, len(self.adapter.tensors)
+        if dtype == "float32":  # these numbers already; a copy of them may be one of the whole base
+            yield
+            return
         kept = [tensor.detach().clone() for tensor in self.parameters]
         try:
             with torch.no_grad():
