@@ -176,15 +176,17 @@ class Slot:
     @contextmanager
     def as_stored(self) -> Iterator[None]:
         """Give the trial, for a while, the numbers that are stored of it."""
-        dtype, num_own = self.spec.hyperparameters.stored_dtype, len(self.adapter.tensors)
+        dtype = self.spec.hyperparameters.stored_dtype
         if dtype == "float32":  # these numbers already; a copy of them may be one of the whole base
             yield
             return
         kept = [tensor.detach().clone() for tensor in self.parameters]
+        matrices = self.adapter.named([tensor.detach() for tensor in self.adapter.tensors]).values()
         try:
             with torch.no_grad():
-                for i, tensor in enumerate(self.parameters):
-                    tensor.copy_(rounded(tensor, dtype, is_head=i >= num_own))
+                for own, is_head in ((matrices, False), (self.head.values(), True)):
+                    for tensor in own:
+                        tensor.copy_(rounded(tensor, dtype, is_head=is_head))
             yield
         finally:
             with torch.no_grad():

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby, product
 from pathlib import Path
@@ -36,7 +36,7 @@ from loraxs_search.methods import METHODS
 from loraxs_search.packing import capacity
 from loraxs_search.packing.host import LoadedBase
 from loraxs_search.packing.pack import Pack, PackedModel, PeftBase
-from loraxs_search.records.codec import Scalar, Split
+from loraxs_search.records.codec import Scalar, Split, StoredDtype
 from loraxs_search.records.trial import TrialSpec
 from loraxs_search.search_space.load import parse_space
 from loraxs_search.search_space.parameters import COMMON, parameter_specs
@@ -93,7 +93,7 @@ def with_unseen_test(task: str, files: Mapping[str, str]) -> dict[str, str]:
     return dict(files)
 
 
-def make_space(task: str, data: Path, arm: str, steps: int, rows: int) -> Space:
+def make_space(task: str, data: Path, arm: str, steps: int, rows: int, base: str = MINILM) -> Space:
     overrides = tuple(arm.split("+"))
     method = METHODS.importable().get(dict(it.split("=", 1) for it in overrides).get("method", "lora-xs"))
     own = parameter_specs(method) if method else COMMON  # a method of `peft_methods` has the arm's own
@@ -108,12 +108,19 @@ def make_space(task: str, data: Path, arm: str, steps: int, rows: int) -> Space:
         files = with_unseen_test(task, {split: str(path) for split, path in paths.items() if path.exists()})
         use, length = TASKS[task]
         section = {"use": use, "data": {"data_files": files}, "max_length": length}
-    text = f"task: {json.dumps(section | {'validation_rows': rows})}\n{MINILM}{end}"
+    text = f"task: {json.dumps(section | {'validation_rows': rows})}\n{base}{end}"
     return parse_space(text, source=f"{task}.yaml", folder=data, overrides=overrides)
 
 
-def measure(arms: dict[str, Space], seeds: range, steps: int, split: Split) -> dict[str, Scores]:
-    """Return the scores of each arm from each seed; arms share the task and the base."""
+def measure(
+    arms: dict[str, Space], seeds: range, at: Mapping[int, Sequence[Split]], stored_dtype: StoredDtype | None = None
+) -> dict[str, Scores]:
+    """Return the scores of each arm from each seed; arms share the task and the base.
+
+    Args:
+        at: Step to the splits that are scored then; the last step is a trial's last.
+        stored_dtype: What every method's numbers are rounded to when they are scored; None leaves it to the arms.
+    """
     space = next(iter(arms.values()))
     loaded = LoadedBase(space.base_model, space.task)
     data, executor = loaded.prepared(), PassExecutor(*workers_for(loaded.device))
@@ -122,6 +129,8 @@ def measure(arms: dict[str, Space], seeds: range, steps: int, split: Split) -> d
     for arm, own in arms.items():
         params = own.suggest(FixedTrial({}))  # the recipe, with what the arm changes
         specs += [TrialSpec(f"{arm}/{n}", params, own.hyperparameters(params, loaded.modules, n)) for n in seeds]
+    if stored_dtype is not None:
+        specs = [replace(s, hyperparameters=replace(s.hyperparameters, stored_dtype=stored_dtype)) for s in specs]
     if content := fit_linear_probe(data, loaded.model).content:  # none where the base lacks a layer before the output
         probe = keep(content)
         specs = [
@@ -130,21 +139,22 @@ def measure(arms: dict[str, Space], seeds: range, steps: int, split: Split) -> d
             else s
             for s in specs
         ]
-    scores, names = {arm: Scores() for arm in arms}, [module.name for module in loaded.modules]
+    scores, modules = {arm: Scores() for arm in arms}, [module.name for module in loaded.modules]
     for together in [specs] if space.is_packable else [[spec] for spec in specs]:
         if space.is_packable:
             base = PackedModel(loaded.model, loaded.factors, loaded.modules, num_workers=executor.num_workers)
             pack = Pack(base, max_tokens=budget, executor=executor)
         else:
-            pack = Pack(PeftBase(loaded.model, loaded.factors, names), max_tokens=budget)
+            pack = Pack(PeftBase(loaded.model, loaded.factors, modules), max_tokens=budget)
         slots = [pack.join(spec, data) for spec in together]
-        for step in range(1, steps + 1):
+        for step in range(1, max(at) + 1):
             for error in pack.step(slots).values():
                 raise error
-            if step == steps or (split == "validation" and step in (steps // 4, steps // 2)):
+            for split in at.get(step, ()):
                 found: dict[str, Any] = pack.evaluate(slots, split)
                 for slot, metric in product(slots, space.task.metrics):
-                    report = str(step) if metric == space.task.metric else f"{step}, {metric}"
+                    names = [str(step), split * (len(at[step]) > 1), metric * (metric != space.task.metric)]
+                    report = ", ".join(filter(None, names))
                     seen = scores[slot.name.rpartition("/")[0]].setdefault(report, [])
                     seen.append(found[slot.name][metric])
         pack.base.clear()
@@ -196,6 +206,8 @@ def main() -> None:
     if arguments.json and arguments.json.exists():
         known = json.loads(arguments.json.read_text())
     suffix = "" if arguments.split == "validation" else f" {arguments.split}"
+    stops = (1, 2, 4) if arguments.split == "validation" else (1,)
+    at: dict[int, list[Split]] = {arguments.steps // part: [arguments.split] for part in stops}
     for task in arguments.tasks:
         spaces = {
             arm: make_space(task, arguments.data.resolve(), arm, arguments.steps, arguments.rows)
@@ -204,7 +216,7 @@ def main() -> None:
         keys = {arm: f"{task} {arm} {arguments.steps} {arguments.rows}{suffix}" for arm in spaces}
         measured = {arm: len(known.get(key, {}).get(str(arguments.steps), ())) for arm, key in keys.items()}
         for together, missing in packs(spaces, measured, arguments.seeds):
-            for arm, found in measure(together, missing, arguments.steps, arguments.split).items():
+            for arm, found in measure(together, missing, at).items():
                 before = known.get(keys[arm], {})
                 known[keys[arm]] = {step: before.get(step, []) + scores for step, scores in found.items()}
             script.keep_numbers(arguments, known)
