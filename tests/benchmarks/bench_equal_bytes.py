@@ -30,7 +30,7 @@ from scipy.stats import t as student
 
 from loraxs_search.base_model.layers import linear_modules
 from loraxs_search.base_model.locate import locate
-from loraxs_search.methods import Method
+from loraxs_search.methods._base import Method
 from loraxs_search.records.codec import Split
 from loraxs_search.records.task import LinearModule
 from loraxs_search.search_space.parameters import resolve_modules
@@ -65,7 +65,8 @@ class Plan:
     def __init__(self, task: str, data: Path, *, quick: bool) -> None:
         self.task, self.data = task, data
         self.steps, self.seeds, self.rows = (6, 2, 50) if quick else (STEPS, SEEDS, ROWS)
-        self.budgets, self.num_rates = (BUDGETS[:1], 1) if quick else (BUDGETS, len(RATES["lora"]))
+        self.budgets: Sequence[int] = BUDGETS[:1] if quick else BUDGETS
+        self.num_rates = 1 if quick else len(RATES["lora"])
         self.known: dict[str, Scores] = {}
         self._spaces: dict[str, Space] = {}
 
@@ -79,7 +80,7 @@ class Plan:
         space = self.space(arm(method, LAYERS.get(method, ("",))[0], 1, RATES[method][0]))
         model = kind_of(space.task).model
         modules = linear_modules(locate(space.base_model), model)
-        head = model.num_outputs * (modules[0].in_features + 4 + 4)
+        head = (model.num_outputs or 0) * (modules[0].in_features + 4 + 4)
         found = {} if method in LAYERS else {("", 0): head}
         for budget, layers in product(self.budgets, LAYERS.get(method, ())):
             names = set(resolve_modules(layers.replace(",", "+"), modules))
