@@ -24,6 +24,7 @@ from loraxs_search.base_model.load import load_model
 from loraxs_search.engine.layers import AdaptedLinear, _CheckpointedLayer
 from loraxs_search.errors import BaseModelError, TrialDivergedError, UsageError
 from loraxs_search.methods import get_method
+from loraxs_search.methods.stored import rounded
 from loraxs_search.records.trial import TrialSpec
 from loraxs_search.tasks.kinds import classifier
 from loraxs_search.tasks.prepared import PreparedTask, prepare
@@ -131,15 +132,15 @@ def test_trials_move_between_pack_and_lone_host(world):
 
 
 def test_scores_are_those_of_the_stored_numbers_and_training_goes_on_from_the_exact_ones(world):
-    exact, rounded = (
+    exact, compact = (
         [
-            world.spec(str(first + n), seed=n, learning_rate=0.2, head_learning_rate=0.2, stored_dtype=dtype)
-            for n in range(3)
+            world.spec(str(first + n), seed=n, learning_rate=0.2, head_learning_rate=0.2, stored_dtype=dtype, **more)
+            for n, more in enumerate(({}, {}, {"method": "lora", "method_params": {"rank": 2}}))
         ]
         for first, dtype in ((0, "float32"), (3, "int8"))
     )
     pack = world.pack()
-    slots = world.join(pack, [*exact, *rounded])
+    slots = world.join(pack, [*exact, *compact])
     train(pack, slots, 5)
     before = [slot.snapshot() for slot in slots]
     found = pack.evaluate(slots, "validation")
@@ -147,7 +148,10 @@ def test_scores_are_those_of_the_stored_numbers_and_training_goes_on_from_the_ex
     assert all(abs(found[str(n)]["loss"] - found[str(n + 3)]["loss"]) > 1e-5 for n in range(3)), found
     with ExitStack() as stored, torch.no_grad():  # the exact trials, with the numbers that are stored of the others
         for one, other in zip(slots[:3], slots[3:], strict=True):
+            before_rounding = [value.clone() for value in other.adapter.named(other.adapter.tensors).values()]
             stored.enter_context(other.as_stored())
+            for own, value in zip(other.adapter.named(other.adapter.tensors).values(), before_rounding, strict=True):
+                torch.testing.assert_close(own, rounded(value, "int8", is_head=False), rtol=0, atol=0)
             for parameter, value in zip(one.parameters, other.parameters, strict=True):
                 parameter.copy_(value)
     again = pack.evaluate(slots[:3], "validation")
