@@ -223,7 +223,8 @@ def test_trials_that_can_share_passes_and_others_share_a_host_that_chooses(make_
 
 # ---- baselines -------------------------------------------------------------------------------------------------------
 def test_a_trial_on_the_base_is_not_in_its_features_and_their_single_thread_is_not_the_hosts(make_host, world):
-    host, before = make_host(2), torch.get_num_threads()
+    host, own = make_host(2), torch.get_num_threads()
+    before = host.in_turn(torch.get_num_threads)  # pass workers of an earlier host may have left new threads with one
     first = host.baselines(world.data.task)
     host.advance(world.spec("1", init_std=5.0), 3, None)  # its adapter stays on
     again = host.baselines(world.data.task)
@@ -232,7 +233,7 @@ def test_a_trial_on_the_base_is_not_in_its_features_and_their_single_thread_is_n
         torch.set_num_threads(before + 1)  # as another thread of the process does
         assert host.in_turn(torch.get_num_threads) == before
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(own)
 
 
 def test_what_is_too_dear_is_decided_by_tokens_and_said(world, monkeypatch):
