@@ -24,6 +24,8 @@ from support.servers import MlflowServer
 from support.shell import Said, free_port
 from support.spaces import QUICKSTART, REVIEWS, SMOLLM2, SPACE
 
+from loraxs_search.base_model.locate import KNOWN_PACKAGES
+
 # Machines are noisy, and pytest-timeout ends what hangs. `make explore` looks for new examples.
 hypothesis.settings.register_profile("here", deadline=None, derandomize="LORAXS_EXPLORE" not in os.environ)
 hypothesis.settings.load_profile("here")
@@ -104,8 +106,9 @@ def warm_home(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def fresh_home(tmp_path, monkeypatch):
-    """An empty home for this test alone."""
+    """An empty home for this test alone, in which `init` knows one base for each use, whatever is installed here."""
     home = tmp_path / "home"
+    monkeypatch.delitem(KNOWN_PACKAGES, "sentence-transformers/all-mpnet-base-v2")
     monkeypatch.setenv("LORAXS_HOME", str(home))
     for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
         monkeypatch.setenv(name, "")  # what an address with an account sets goes away with the test

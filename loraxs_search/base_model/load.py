@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from itertools import chain
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -32,6 +33,7 @@ from loraxs_search.base_model.reading import (
 )
 from loraxs_search.base_model.tokenizer import pad_token_id
 from loraxs_search.errors import BaseModelError, UsageError
+from loraxs_search.records.codec import Precision
 from loraxs_search.records.task import BaseModel, TaskModel
 
 
@@ -50,6 +52,27 @@ def checked_device(name: torch.device | str) -> torch.device:
             hint="leave it out to compute on the CPU; `python -m torch.utils.collect_env` shows what torch finds",
         ) from error
     return torch.device(name)
+
+
+_CPU_BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
+
+
+def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """Return the base's dtype: as asked, or for `auto` bfloat16 where the hardware multiplies it natively.
+
+    Emulated bfloat16 is slower than float32 on every processor measured, so it is never chosen for a device
+    without the instructions.
+    """
+    if precision != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device)[0] >= 8  # Ampere brought bf16 tensor cores
+    else:
+        info = Path("/proc/cpuinfo")
+        lines = info.read_text().splitlines() if info.exists() else []
+        flags = next((line for line in lines if line.startswith("flags")), "")
+        native = not _CPU_BF16_FLAGS.isdisjoint(flags.split())
+    return torch.bfloat16 if native else torch.float32
 
 
 def load_model(

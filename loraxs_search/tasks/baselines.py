@@ -209,6 +209,7 @@ _TRAIN_ROWS = 500
 _ALPHAS = np.logspace(0, 4, 9)
 _CPU_TOKENS, _ACCELERATOR_TOKENS = 1024, 4096  # of a pass
 MAX_TOKENS = 2_000_000  # a finalist's answers to the same rows cost as much
+_PROBE_TOKENS = 30_000  # ten seconds of two cores with a base of 110 million weights
 
 
 class _Features(BaselineModel):
@@ -219,10 +220,6 @@ class _Features(BaselineModel):
     is_linear: ClassVar = True
 
     def answers(self) -> SplitValues:
-        from sklearn.linear_model import RidgeCV
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
-
         from loraxs_search.tasks.prepared import fixed_subset
 
         data, kind = self.data, self.data.kind
@@ -230,7 +227,7 @@ class _Features(BaselineModel):
         tokens = int(data.lengths("train")[train].sum()) + sum(int(data.lengths(split).sum()) for split in SPLITS)
         if tokens > MAX_TOKENS:
             raise TooManyRowsError(f"it would read {tokens:,} tokens, and may read {MAX_TOKENS:,}")
-        model = make_pipeline(StandardScaler(), RidgeCV(alphas=_ALPHAS))
+        model = _ridge()
         model.fit(self.states("train", train), kind.targets(data.labels("train")[train]))
         for split in SPLITS:
             yield split, _answers(kind, model.predict(self.states(split, np.arange(data.num_rows(split)))))
@@ -250,6 +247,32 @@ class _Features(BaselineModel):
                 states_BTD: Tensor = self.body(**tensors)[0].float() * mask_BT1
                 parts.append((states_BTD.sum(1) / mask_BT1.sum(1)).cpu().numpy())
         return np.concatenate(parts)[np.argsort(np.concatenate(batches))]
+
+
+def _ridge() -> Any:
+    from sklearn.linear_model import RidgeCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    return make_pipeline(StandardScaler(), RidgeCV(alphas=_ALPHAS))
+
+
+def probe_body(data: PreparedTask, body: nn.Module, device: torch.device) -> float:
+    """Return how well a base suits a task: its metric on train rows, by the linear model of the baseline `features`.
+
+    Five-fold cross-validation over as many train rows as that baseline reads, fewer if they are long; no other row is
+    read. NaN if the answers have no score, as where all are equal.
+    """
+    from sklearn.model_selection import KFold, cross_val_predict
+
+    from loraxs_search.tasks.prepared import fixed_subset
+
+    most = min(_TRAIN_ROWS, int(_PROBE_TOKENS / data.lengths("train").mean()))
+    rows = fixed_subset(data.num_rows("train"), most)
+    states, labels = _Features(data, body, device).states("train", rows), data.labels("train")[rows]
+    folds = KFold(5, shuffle=True, random_state=0)
+    outputs = cross_val_predict(_ridge(), states, data.kind.targets(labels), cv=folds)
+    return data.kind.measure(_answers(data.kind, outputs), labels)[data.task.metric]
 
 
 BASELINES: EntryPoints[type[BaselineModel]] = EntryPoints(

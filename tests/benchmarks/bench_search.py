@@ -137,9 +137,9 @@ def efficiency(found: dict[str, Any], space: Any) -> dict[str, Any]:
     from bench_packing import gemm_peak
 
     from loraxs_search.base_model.layers import linear_modules
+    from loraxs_search.base_model.load import choose_dtype
     from loraxs_search.base_model.locate import locate
     from loraxs_search.base_model.tokenizer import load_tokenizer
-    from loraxs_search.packing.capacity import choose_dtype
     from loraxs_search.tasks.prepared import prepare
 
     task, base = space.task, locate(space.base_model)

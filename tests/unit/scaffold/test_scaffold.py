@@ -14,9 +14,12 @@ from typing import Any
 
 import pytest
 import yaml
+from support.bases import SMALL, word_tokenizer
 from support.rows import csv_of, texts
 from support.spaces import QUICKSTART
+from transformers import BertConfig, BertModel
 
+from loraxs_search.base_model.locate import KnownPackage
 from loraxs_search.errors import LoraxsError, TaskDataError, UsageError
 from loraxs_search.scaffold.draft import DraftedSpace, draft_space
 from loraxs_search.scaffold.roles import Choices, UndecidedError
@@ -327,6 +330,32 @@ def test_a_sentence_with_more_words_than_tags_is_named(drafted):
     for choices in ({"labels": ("O", "B-LOC", "I-LOC")}, {"kind": "token-classification", "label": "tokens"}):
         with pytest.raises(UsageError):
             drafted("rows.jsonl", good, **choices)
+
+
+# ---- bases -----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("score", "chosen"), [(0.81, "small"), (0.82, "large"), (float("nan"), "small")])
+def test_of_installed_bases_the_larger_must_make_fewer_errors_for_its_work(
+    drafted, install, tmp_path, monkeypatch, score, chosen
+):
+    """It does four times the work of the other, so 0.95 * 0.95 of its errors are the most."""
+    scores = {16: 0.8, 32: score}
+    for name, width in (("large", 32), ("small", 16)):
+        config = BertConfig(**SMALL | {"hidden_size": width, "vocab_size": 64})
+        BertModel(config).save_pretrained(folder := tmp_path / name)
+        word_tokenizer(["[PAD]", "[UNK]", "the", "sea"]).save_pretrained(folder)
+        install({f"{name}/{it.name}": it.read_bytes() for it in folder.iterdir()}, f"{name}-base")
+    known = {f"org/{name}-base": KnownPackage(f"{name}-base", "1.0", "", 1) for name in ("small", "large")}
+    monkeypatch.setattr("loraxs_search.scaffold.draft.KNOWN_PACKAGES", known)
+    monkeypatch.setattr(
+        "loraxs_search.tasks.baselines.probe_body", lambda data, body, device: scores[body.config.hidden_size]
+    )
+    made = drafted("rows.csv", PLAIN, base=None)
+    assert (made.base_model.id, made.base_model.package) == (f"org/{chosen}-base", f"{chosen}-base")
+    assert "0.800" in made.guesses["base"] and "4x" in made.guesses["base"]
+    scores.clear()  # a base that is named, or the only one, is not probed
+    assert drafted("rows.csv", PLAIN, base="org/large-base").base_model.id == "org/large-base"
+    del known["org/small-base"]
+    assert drafted("rows.csv", PLAIN, base=None).base_model.id == "org/large-base"
 
 
 # ---- names and copies ------------------------------------------------------------------------------------------------
