@@ -27,12 +27,6 @@ if TYPE_CHECKING:
 _END_AFTER_S = 30  # after a signal, whatever connections are still open
 
 
-def _checked_keep(keep: tuple[str, Path] | None) -> tuple[str, Path] | None:
-    if keep is not None and keep[0] != "unsure":
-        raise UsageError(f"`--keep` must be `unsure DIR`, but got {keep[0]} {keep[1]}.")
-    return keep
-
-
 def serve(  # noqa: PLR0913, PLR0917  # each is an option
     tasks: list[str] | None = Argument(None, help="Tasks of the registry, all on one base."),
     every: bool = Option(False, "--all", help="Serve every task on the base of the first."),
@@ -52,10 +46,7 @@ def serve(  # noqa: PLR0913, PLR0917  # each is an option
     max_rows: int = Option(1024, help="Rows that one request may have.", min=1),
     queue: int = Option(2048, help="Rows that may wait; beyond it, 429.", min=1),
     keep: tuple[str, Path] | None = Option(
-        None,
-        help="Keep rows that are not answered surely in DIR, for labels by hand.",
-        metavar="unsure DIR",
-        callback=_checked_keep,
+        None, help="Keep rows that are not answered surely in DIR, for labels by hand.", metavar="unsure DIR"
     ),
     keep_mb: int = Option(64, help="Megabytes that --keep may fill, for each API key.", min=1),
     device: str | None = Option(
@@ -123,6 +114,8 @@ def serve(  # noqa: PLR0913, PLR0917  # each is an option
     _check_installed(("fastapi", "prometheus_client", "uvicorn"), "serve")
     from loraxs_search.serve.options import ServerOptions, read_keys
 
+    if keep is not None and keep[0] != "unsure":
+        raise UsageError(f"`--keep` must be `unsure DIR`, but got {keep[0]} {keep[1]}.")
     keys = {} if api_key_file is None else read_keys(api_key_file)
     questions = {name: task for name, _, task in (each.rpartition("=") for each in question)}
     if "" in questions or len(questions) < len(question):

@@ -135,7 +135,7 @@ class Space:
 
     @property
     def unpackable_methods(self) -> tuple[str, ...]:
-        """The methods whose trials cannot share passes: each trains alone."""
+        """The methods whose trials cannot share passes: each trains unpacked."""
         return tuple(name for name in self.methods if not self.method(name).packs)
 
     def may_be_candidate(self, method: str) -> bool:
@@ -375,10 +375,10 @@ def notes(space: Space) -> tuple[str, ...]:
     anew = [name for name in space.methods if not space.method(name).can_start]
     if space.start_from is not None and anew:
         found.append(f"trials of {both(anew)} do not start from {space.start_from}: they cannot start from an adapter")
-    alone = space.unpackable_methods if space.is_packable and space.search.pack_size != 1 else ()
-    if alone:
-        named = f"method {alone[0]}" if len(alone) == 1 else f"methods {both(alone)}"
-        found.append(f"trials of {named} cannot share passes: each trains alone, beside the packs of the others")
+    unpacked = space.unpackable_methods if space.is_packable and space.search.pack_size != 1 else ()
+    if unpacked:
+        named = f"method {unpacked[0]}" if len(unpacked) == 1 else f"methods {both(unpacked)}"
+        found.append(f"trials of {named} cannot share passes: each trains unpacked, beside the packs of the others")
     sampler = SAMPLERS.get(space.search.sampler)(space.search, space.searched())
     return (*found, *sampler.advice())
 

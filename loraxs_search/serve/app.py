@@ -188,7 +188,7 @@ class Server:
     # ---- routes ------------------------------------------------------------------------------------------------------
     async def classify(self, body: ClassifyBody, request: Request) -> Response:
         """Answer rows as `loraxs-search predict` does: labels, numbers, chosen options, entities or texts."""
-        adapter, results = await self._classified(body, request)
+        adapter, results = await self._classified(body, request, "input")
         answer = Answer("classify", body.model, adapter.digest)
         return JSONResponse(
             answer.classification(adapter.manifest.task.labels, results), headers={_DIGEST_HEADER: answer.digest}
@@ -196,8 +196,8 @@ class Server:
 
     async def labels(self, task: str, body: LabelBody, request: Request) -> Response:
         """Answer texts with all labels of a task, the likeliest first, as a pipeline of transformers does."""
-        asked = ClassifyBody(model=task, input=body.inputs)
-        adapter, results = await self._classified(asked, request)
+        asked = ClassifyBody.model_construct(model=task, input=body.inputs)  # checked as another body
+        adapter, results = await self._classified(asked, request, "inputs")
         if not adapter.kind.has_shares:
             raise RefusedError(400, f"{task} has no probabilities of labels: use /classify.", "task")
         rows = [
@@ -205,8 +205,8 @@ class Server:
             for part in results
             for shares in (answer.probabilities or {} for answer in part.predictions)
         ]
-        one = rows if isinstance(body.inputs, list) else rows[0]
-        return JSONResponse(one, headers={_DIGEST_HEADER: adapter.digest})
+        found = rows if isinstance(body.inputs, list) else rows[0]
+        return JSONResponse(found, headers={_DIGEST_HEADER: adapter.digest})
 
     async def decide(self, body: DecisionsBody, request: Request) -> Response:
         """Answer questions about a state with probabilities, each by a task: OpenAI's decisions."""
@@ -366,9 +366,11 @@ class Server:
             raise RefusedError(400, f"The bare base {name} has no task: name a task's adapter.", "model")
         return adapter
 
-    async def _classified(self, body: ClassifyBody, request: Request) -> tuple[ServedAdapter, list[Answered]]:
+    async def _classified(
+        self, body: ClassifyBody, request: Request, param: str
+    ) -> tuple[ServedAdapter, list[Answered]]:
         adapter = await self._task(body.model, request)
-        jobs = body.jobs(adapter, self.limits)
+        jobs = body.jobs(adapter, self.limits, param)
         self.engine.submit(jobs)
         results = await _unless_gone(request, asyncio.gather(*(job.result for job in jobs)), jobs)
         self._note_answers(jobs, results, request)

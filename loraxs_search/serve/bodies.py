@@ -138,28 +138,30 @@ class ClassifyBody(_Body):
         bool, Field(description="cut rows that are longer than the task's `max_length`, as in training; else 400")
     ] = True
 
-    def jobs(self, adapter: ServedAdapter, limits: Limits) -> list[Job]:
+    def jobs(self, adapter: ServedAdapter, limits: Limits, param: str) -> list[Job]:
         """Return the jobs of these rows, none with more than a pass has, unless it is one row; each gives `Answered`.
 
+        Args:
+            param: What the request calls them.
         Raises:
             RefusedError, TaskDataError: there is no row, there are too many, or one is not what the task reads.
         """
         listed = self.input if isinstance(self.input, list) else [self.input]
-        limits.check_count(len(listed), "input")
+        limits.check_count(len(listed), param)
         kind, columns, rows = adapter.kind, adapter.kind.question_columns, list[tuple[Any, ...]]()
         for number, row in enumerate(listed, 1):
             if len(columns) > 1 if isinstance(row, str) else set(row) != set(columns):
                 got = "is a text" if isinstance(row, str) else f"has {', '.join(row) or 'nothing'}"
                 law = f"A row must be an object with {', '.join(columns)}, but row {number} {got}."
-                raise RefusedError(400, law, "input")
+                raise RefusedError(400, law, param)
             rows.append((row,) if isinstance(row, str) else tuple(row[name] for name in columns))
-            limits.check_size(f"row {number}", sum(len(str(value)) for value in rows[-1]), "input")
+            limits.check_size(f"row {number}", sum(len(str(value)) for value in rows[-1]), param)
         sizes = kind.num_sequences(kind.questions(rows))
         jobs, start = list[Job](), 0
         for stop, size in enumerate(sizes, 1):
             if size > limits.options:
                 law = f"A row may have at most {limits.options} options, but row {stop} has {size:,}."
-                raise RefusedError(413, law, "input")
+                raise RefusedError(413, law, param)
             if stop == len(rows) or sum(sizes[start : stop + 1]) > limits.rows_at_once:
                 place = SourceLocation("the request", None, range(start, stop))
                 own = rows[start:stop], place, sum(sizes[start:stop])

@@ -155,7 +155,7 @@ class DecisionBody(BaseModel, strict=True):
         """Return the answers, by key, and the tokens read and written that another server's answer has.
 
         Raises:
-            LookupError, TypeError, ValueError: it is none to these questions.
+            AttributeError, LookupError, TypeError, ValueError: it is none to these questions.
         """
 
     @abstractmethod
@@ -247,7 +247,8 @@ class DecisionsBody(DecisionBody, extra="forbid"):
         return {"model": self.model, "input": self.input, "questions": questions}
 
     def parted(self, answer: Json, keys: Sequence[int | str]) -> tuple[dict[int | str, Json], int, int]:
-        found = {key: dict(own) for key, own in zip(keys, answer["answers"], strict=True)}
+        read = zip(keys, [self.questions[int(key)] for key in keys], answer["answers"], strict=True)
+        found = {key: _answer_to(own.type, it, own.name) for key, own, it in read}
         return found, int(answer["usage"]["input_tokens"]), int(answer["usage"]["output_tokens"])
 
     def shown(self, answers: Mapping[int | str, Json], num_read: int, num_written: int) -> Json:
@@ -270,6 +271,19 @@ class DecisionsBody(DecisionBody, extra="forbid"):
             own = {"score": decision.score}
         head = {"type": asked.type, **own, "confidence": decision.confidence}
         return {**head, "probabilities": each, **decision.extra}
+
+
+def _answer_to(kind: str, answer: Any, name: str | None = None) -> Json:
+    """Return another server's answer to a question of a type, if it is one, or a refusal.
+
+    Raises:
+        AttributeError, LookupError, TypeError, ValueError: it is neither, or has another question's name.
+    """
+    found, value = dict(answer), answer.get("probability" if kind == "predicate" else kind)
+    is_answer = found["type"] == "refusal" or (found["type"] == kind and value is not None)
+    if not is_answer or found.get("name") not in (None, name):
+        raise ValueError
+    return found
 
 
 _ROLES = ("user", "system", "developer", "assistant")
@@ -340,7 +354,7 @@ class SystemOneBody(DecisionBody):
         return {"model": self.model, "state": self.state, "questions": questions}
 
     def parted(self, answer: Json, keys: Sequence[int | str]) -> tuple[dict[int | str, Json], int, int]:
-        found = {key: dict(answer["answers"][key]) for key in keys}
+        found = {key: _answer_to(self.questions[str(key)].type, answer["answers"][key]) for key in keys}
         usage = answer["usage"]  # whose numbers a server may leave out
         return found, int(usage.get("input_tokens") or 0), int(usage.get("output_tokens") or 0)
 

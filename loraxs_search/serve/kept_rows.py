@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
 import os
 import threading
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -19,6 +19,8 @@ from loraxs_search.records.adapter import Prediction
 from loraxs_search.serve.served_models import ServedAdapter
 
 log = logging.getLogger(__name__)
+
+_WAITING = 256  # requests whose rows wait to be written
 
 
 def is_sure(answer: Prediction) -> bool:
@@ -34,21 +36,18 @@ class KeptRows:
     cannot write is lost, and logged once.
 
     Args:
-        max_bytes: Of a folder's files, with those of earlier servers; what would exceed it is not kept.
+        max_bytes: Of a folder's files, whoever wrote them; what would exceed it is not kept.
     Raises:
         HomeError: the folder cannot be made.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self._folder, self._max_bytes = folder, max_bytes
-        self._num_bytes = Counter[Path]()  # by folder, with what waits to be written
-        self._lock = threading.Lock()  # of these
+        self._room = threading.Semaphore(_WAITING)
         self._said = set[tuple[Path, object]]()
         self._writer = ThreadPoolExecutor(1, "keep-rows")
         with disk_faults(folder, "--keep"):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for path in folder.rglob("*.jsonl"):
-                self._num_bytes[path.parent] += path.lstat().st_size
 
     def add(self, adapter: ServedAdapter, rows: Sequence[tuple[Sequence[Any], Prediction]], tenant: str | None) -> None:
         """Keep rows, each with its columns' values and its answer.
@@ -64,13 +63,10 @@ class KeptRows:
         ]
         content = "".join(json.dumps(line) + "\n" for line in lines).encode()  # ASCII: a text may have half a character
         folder = self._folder / (tenant or "")
-        with self._lock:
-            if fits := self._num_bytes[folder] + len(content) <= self._max_bytes:
-                self._num_bytes[folder] += len(content)
-        if fits:
+        if self._room.acquire(blocking=False):
             self._writer.submit(self._append, folder / f"{adapter.task}.jsonl", content)
         else:
-            self._say_once(folder, "`--keep-mb` is reached")
+            self._say_once(folder, "the disk is too slow")
 
     def close(self) -> None:
         """Write what waits."""
@@ -78,11 +74,16 @@ class KeptRows:
 
     def _append(self, path: Path, content: bytes) -> None:
         try:
-            path.parent.mkdir(mode=0o700, exist_ok=True)
-            file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            for folder in (self._folder, path.parent):  # somebody may have moved them away
+                folder.mkdir(mode=0o700, exist_ok=True)
+            if sum(own.lstat().st_size for own in path.parent.glob("*.jsonl")) + len(content) > self._max_bytes:
+                raise OSError(errno.EDQUOT, "`--keep-mb` is reached")
+            file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
             try:
                 fcntl.flock(file, fcntl.LOCK_EX)  # another server may have the same folder
                 size, left = os.fstat(file).st_size, content
+                if size and os.pread(file, 1, size - 1) != b"\n":  # after an editor, or a server that was killed
+                    left = b"\n" + content
                 try:
                     while left:
                         left = left[os.write(file, left) :]
@@ -92,9 +93,9 @@ class KeptRows:
             finally:
                 os.close(file)
         except OSError as error:
-            with self._lock:
-                self._num_bytes[path.parent] -= len(content)
             self._say_once(path.parent, str(error.strerror))
+        finally:
+            self._room.release()
 
     def _say_once(self, folder: Path, reason: str) -> None:
         if (folder, reason) not in self._said:

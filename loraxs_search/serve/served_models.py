@@ -269,11 +269,7 @@ class ServedModels:
         """
         adapter = self._pulled(name)
         if adapter.manifest.base_digest != self.bank.base.weight_digest:
-            raise RefusedError(
-                404,
-                f"Models here are adapters of {self.base.id}, but {adapter.task} is one of"
-                f" {adapter.manifest.base_model.id}.",
-                "model",
-                hint="start another server for it",
-            )
+            own = adapter.manifest.base_model.id
+            law = f"Models here are adapters of {self.base.id}, but {adapter.task} is one of {own}."
+            raise RefusedError(404, law, "model", hint="start another server for it")
         return adapter

@@ -105,6 +105,31 @@ def test_what_cannot_be_kept_fails_no_request_and_is_logged_once(models, tmp_pat
     assert not (tmp_path / "elsewhere").exists()
 
 
+def test_files_may_be_edited_and_taken_away_while_rows_are_kept(models, tmp_path, monkeypatch):
+    class Inline:
+        def __init__(self, *_: object) -> None: ...
+
+        def submit(self, write, *given):
+            write(*given)
+
+    monkeypatch.setattr("loraxs_search.serve.kept_rows.ThreadPoolExecutor", Inline)
+    kept, adapter = KeptRows(tmp_path / "kept", 1000), models.find("task-2")
+    rows = [((TEXTS[0],), Prediction(TEXTS[0], "label 0", 0.6, {"label 0": 0.6, "label 1": 0.4}))]
+    path = tmp_path / "kept" / "tenant" / "task-2.jsonl"
+    for _ in range(10):
+        kept.add(adapter, rows, "tenant")
+    count = len(lines(path))
+    assert 1 < count < 10
+    path.write_text(path.read_text().splitlines()[0])  # without an end of line, as some editors leave it
+    kept.add(adapter, rows, "tenant")
+    assert len(lines(path)) == 2
+    (tmp_path / "kept").rename(tmp_path / "taken")
+    for _ in range(10):
+        kept.add(adapter, rows, "tenant")
+    assert len(lines(path)) == count
+    assert path.parent.parent.stat().st_mode & 0o777 == 0o700
+
+
 def test_answers_are_counted_beside_the_shares_of_the_test_rows(models, monkeypatch):
     classes = tuple(ClassScores(f"label {number}", rows, None, None, None) for number, rows in enumerate((30, 10)))
     followed = models._names["task-2"]

@@ -20,6 +20,8 @@ from loraxs_search.errors import ClusterError
 from loraxs_search.predictor import Predictor
 from loraxs_search.search.ray_serve import ServeArgs, deploy, serve_details
 
+from .test_serve_decisions import elsewhere
+
 pytestmark = [pytest.mark.long(part="software"), pytest.mark.timeout(900)]
 
 TEXTS = ["a fine film", "two hours that I want back", "so so"]
@@ -122,6 +124,29 @@ def test_answers_and_errors_pass_the_proxy_as_they_are_and_a_promotion_reaches_e
     while set(pair.numbers("loraxs_champions_moved").values()) != {1.0}:
         time.sleep(0.1)
     assert {pair.classify("task-2").headers["x-loraxs-digest"] for _ in range(20)} == {digest}
+
+
+def test_options_for_decisions_and_rows_to_keep_reach_every_replica(serve, folders, registry, tmp_path, monkeypatch):
+    monkeypatch.setenv("LORAXS_FALLBACK_KEY", "sesame")
+    registry[1](folders["three"])
+    rain = {"type": "predicate", "instructions": "Is it raining?", "name": "c"}
+    choices = [{"value": f"label {number}"} for number in range(3)]
+    asked = [{"type": "choice", "instructions": "?", "name": "which", "choices": choices}, rain]
+    body, count = {"model": "jev-latest", "input": TEXTS[0], "questions": asked}, 0
+    usage = {"input_tokens": 1, "output_tokens": 1}
+    with elsewhere((200, {"answers": [rain | {"probability": 0.25}], "usage": usage})) as (url, heard):
+        options = ("--question", "which=task-3", "--model-alias", "jev-latest", "--fallback", url)
+        pair = serve("task-3", "--replicas", "2", *options, "--keep", "unsure", str(tmp_path / "kept"))
+        while 0.0 in pair.numbers("loraxs_rows_computed").values():
+            own, other = pair.post("/v1/decisions", body).json()["answers"]
+            assert own["x_task"].startswith("task-3:")
+            assert (other["x_fallback"], other["probability"]) == (True, 0.25)
+            count += 1
+        assert heard == [("/v1/decisions", "Bearer sesame", body | {"questions": [rain]})] * count
+        pair.driver.send_signal(signal.SIGTERM)  # then what waits is written
+        assert pair.driver.wait() == 0
+    (path,) = (tmp_path / "kept").rglob("*.jsonl")
+    assert [json.loads(line)["text"] for line in path.read_text().splitlines()] == [TEXTS[0]] * count
 
 
 def test_a_stream_passes_the_proxy_piece_by_piece_and_replicas_are_taken_down_by_name(serve, cluster, decoder, say):
