@@ -66,8 +66,18 @@ class PeftMethod(Method):
         self, params: Params, modules: Modules, head: Shapes, identity: Shapes, body: Shapes = NONE
     ) -> AdapterSize:
         own = self.stored(params, modules)
-        num_bytes = file_bytes({**own, **head, **({} if self.says_pooling else identity)})
+        tensors = {**own, **head, **({} if self.says_pooling else identity)}
+        halved = (name for name, shape in tensors.items() if len(shape) > 1 and params.get("stored_dtype") == "float16")
+        num_bytes = file_bytes(tensors, dtypes=dict.fromkeys(halved, "F16"))
         return AdapterSize(sum(map(prod, own.values())), sum(map(prod, head.values())), num_bytes)
+
+    def written(self, tensors: Mapping[str, Tensor], config: PeftConfig) -> Mapping[str, Tensor]:
+        """Return the tensors of an adapter as its file has them; they are what PEFT writes by default.
+
+        Args:
+            tensors: As PEFT names them in a file, float32.
+        """
+        return tensors
 
     def attach(
         self, model: PreTrainedModel, hyper: Hyperparameters, head: HeadPlan, factors: FactorStore | None
@@ -121,10 +131,14 @@ class PeftMethod(Method):
         stored, learnt = self._stored_and_learnt(cast("PeftModel", model))
         apart = {name: value.clone().contiguous() for name, value in stored.items()}  # some share their memory
         needed = {name: value for name, value in apart.items() if name in learnt}
-        whole, without = (len(safetensors.torch.save(tensors, {"format": "pt"})) for tensors in (apart, needed))
+        config = cast("PeftModel", model).active_peft_config
+        files = (self.written(tensors, config) for tensors in (apart, needed))
+        whole, without = (len(safetensors.torch.save(dict(tensors), {"format": "pt"})) for tensors in files)
         return AdapterSize(own, sum(trained.values()) - own, whole, None if len(needed) == len(apart) else without)
 
     def files(self, model: PeftModel | PreTrainedModel, body_fingerprint: Sequence[float]) -> dict[str, bytes]:
+        import safetensors.torch
+
         from loraxs_search.base_model.reading import pooling_of
 
         adapted = cast("PeftModel", model)
@@ -134,6 +148,8 @@ class PeftMethod(Method):
         with tempfile.TemporaryDirectory() as folder:
             adapted.save_pretrained(folder)
             files = {name: (Path(folder) / name).read_bytes() for name in FILES}
+        tensors = self.written(safetensors.torch.load(files[_TENSORS]), adapted.active_peft_config)
+        files[_TENSORS] = safetensors.torch.save(dict(tensors), {"format": "pt"})
         if pooling != "class" and not self.says_pooling:
             # PEFT refuses such a `task_type`: its head would read something else, without a word.
             values = json.loads(files[_CONFIG])
@@ -194,7 +210,7 @@ class PeftMethod(Method):
         return {name: tensor.detach() for name, tensor in stored.items()}, learnt
 
 
-_CONFIG = FILES[0]
+_CONFIG, _TENSORS = FILES
 _POOLED = " on a pool, only for loraxs_search.load_adapter: "
 
 

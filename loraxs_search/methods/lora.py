@@ -20,6 +20,7 @@ from loraxs_search.methods._base import (
     Modules,
     PackedAdapter,
     Params,
+    Possible,
     Shapes,
     Sizes,
     check_ranks,
@@ -31,7 +32,7 @@ from loraxs_search.records.trial import Hyperparameters
 
 if TYPE_CHECKING:
     import torch
-    from peft import LoraConfig, PeftModel
+    from peft import LoraConfig, PeftConfig, PeftModel
     from peft.tuners.lora import Linear
     from torch import Tensor, nn
     from transformers import PreTrainedModel
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
     from loraxs_search.engine.layers import RowMap, RowSegment
     from loraxs_search.factors.store import FactorStore
     from loraxs_search.methods._base import Linears, Packing, Pair, PlainLora
+
+
+_STORED = "loraxs_stored_dtype"  # of a config in memory: PEFT's has no such field, and its file needs none
 
 
 class Lora(PeftMethod):
@@ -55,10 +59,17 @@ class Lora(PeftMethod):
         {
             "rank": ParameterSpec("int", low=1, high=65536, about="r, the rows of A and the columns of B."),
             "scale": ParameterSpec("float", above=True, default=1.0, about="Factor of the update, alpha / r."),
+            "stored_dtype": ParameterSpec(
+                "name",
+                names=("float16", "float32"),
+                default="float16",
+                about="What A, B and the head are rounded to before they are scored and stored; trials train in"
+                " float32. PEFT reads both.",
+            ),
         }
     )
     not_offered: Mapping[str, str] = NO_ALPHA
-    sized_by: tuple[str, ...] = ("rank",)
+    sized_by: tuple[str, ...] = ("rank", "stored_dtype")
     packs: ClassVar[bool] = True
     has_plain_lora: ClassVar[bool] = True
 
@@ -72,6 +83,13 @@ class Lora(PeftMethod):
             "learning_rate": (2.5e-3,),
             "head_learning_rate": (5.0e-3,),
         }
+
+    def fields(self, params: Params, possible: Possible) -> Mapping[str, Any]:
+        own = self.with_defaults(params)
+        return {"stored_dtype": own.pop("stored_dtype"), "method_params": own}
+
+    def params(self, hyper: Hyperparameters) -> Params:
+        return self.with_defaults({**hyper.method_params, "stored_dtype": hyper.stored_dtype})
 
     def check(self, params: Params, modules: Modules) -> None:
         """Hold the rank against the smaller side of each layer: beyond it, more numbers give no other update.
@@ -95,11 +113,13 @@ class Lora(PeftMethod):
         params = self.params(hyper)
         rank = int(params["rank"])
         alpha = float(params["scale"]) * rank
-        return LoraConfig(
+        config = LoraConfig(
             r=rank,
             lora_alpha=int(alpha) if alpha.is_integer() else alpha,  # type: ignore[arg-type]  # any number will do
             **attachment,
         )
+        setattr(config, _STORED, hyper.stored_dtype)
+        return config
 
     def attach(
         self, model: PreTrainedModel, hyper: Hyperparameters, head: HeadPlan, factors: FactorStore | None
@@ -117,6 +137,11 @@ class Lora(PeftMethod):
                 for own, drawn in zip(_pair_of(layers[name]), pair, strict=True):
                     own.copy_(drawn)
         return adapted
+
+    def written(self, tensors: Mapping[str, Tensor], config: PeftConfig) -> Mapping[str, Tensor]:
+        from loraxs_search.methods.stored import compact
+
+        return compact(tensors, getattr(config, _STORED))
 
     def plain_lora(self, model: PeftModel) -> PlainLora:
         pairs = {}

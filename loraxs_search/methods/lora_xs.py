@@ -42,7 +42,8 @@ from loraxs_search.records.trial import AdapterSize, Hyperparameters
 
 if TYPE_CHECKING:
     import torch
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
+    from torch import Tensor
     from transformers import PreTrainedModel
 
     from loraxs_search.factors.compute import FactorKey
@@ -250,24 +251,10 @@ class LoraXS(PeftMethod):
         with use_factor_store(current_factor_store() if factors is None else factors):
             return super().attach(model, hyper, head, factors)
 
-    def measure(self, model: PeftModel | PreTrainedModel) -> AdapterSize:
-        from safetensors.torch import save
-
+    def written(self, tensors: Mapping[str, Tensor], config: PeftConfig) -> Mapping[str, Tensor]:
         from loraxs_search.methods.stored import compact
 
-        adapted = cast("PeftModel", model)
-        tensors, _ = self._stored_and_learnt(adapted)
-        stored = compact(tensors, cast("LoraXSConfig", adapted.peft_config[ADAPTER]).stored_dtype)
-        return replace(super().measure(model), stored_bytes=len(save(stored, {"format": "pt"})))
-
-    def files(self, model: PeftModel | PreTrainedModel, body_fingerprint: Sequence[float]) -> dict[str, bytes]:
-        from safetensors.torch import load, save
-
-        from loraxs_search.methods.stored import compact
-
-        files, config = super().files(model, body_fingerprint), cast("PeftModel", model).active_peft_config
-        tensors = compact(load(files[FILES[1]]), cast("LoraXSConfig", config).stored_dtype)
-        return files | {FILES[1]: save(tensors, {"format": "pt"})}
+        return compact(tensors, cast("LoraXSConfig", config).stored_dtype)
 
     def plain_lora(self, model: PeftModel) -> PlainLora:
         """Return the same function as LoRA, exactly, since scale * B R A = (scale * B R) A."""

@@ -1,4 +1,4 @@
-"""What is stored of an adapter: its numbers in fewer bits, and the layout of LoRA-XS's file.
+"""What is stored of an adapter: its numbers in fewer bits, and the layout of its file.
 
 A trial trains in float32. Whatever is scored, confirmed or written has first been rounded to the trial's
 `stored_dtype`, so a score is that of the numbers which are stored. `int8` has one scale for each matrix of the adapter,
@@ -48,14 +48,15 @@ def _quantized(value: Tensor, *, is_head: bool) -> tuple[Tensor, Tensor]:
 
 
 def compact(tensors: Mapping[str, Tensor], dtype: StoredDtype) -> dict[str, Tensor]:
-    """Return an adapter's tensors as LoRA-XS's file has them.
+    """Return an adapter's tensors as its file has them: R of all layers in one, numbers in few bits.
 
     Args:
         tensors: As PEFT names them in a file, float32.
     """
     own = sorted(name for name in tensors if name.endswith(f".{R}"))
     found = {name: value for name, value in tensors.items() if name not in own}
-    found[f"{ROOT}{R}"] = torch.stack([tensors[name] for name in own])
+    if own:
+        found[f"{ROOT}{R}"] = torch.stack([tensors[name] for name in own])
     made = dict[str, Tensor]()
     for name, value in found.items():
         is_head = name != f"{ROOT}{R}"

@@ -43,7 +43,7 @@ OWN: dict[str, tuple[dict[str, Any], ...]] = {  # params of each to try, all tha
         {"rank": 8, "basis": "bottom", "sigma": "sqrt", "init_std": 0.5, "stored_dtype": "float16"},
         {"rank": 3, "basis": "gaussian", "stored_dtype": "float32"},
     ),
-    "lora": ({"rank": 2}, {"rank": 4, "scale": 2.0}),
+    "lora": ({"rank": 2}, {"rank": 4, "scale": 2.0, "stored_dtype": "float32"}),
     "vera": ({"r": 3}, {"r": 40, "d_initial": 0.5}),
     "full": ({},),
     "head-only": ({},),
