@@ -10,7 +10,8 @@ do not know (`--fallback`), the only task of an alias answers no question that i
 **How it answers.** A `choice` has the task's labels as options; of fewer, the probabilities are shared out over those
 that are offered, and `x_restricted` says so. The option `true` or `false` is the label of this name. A `predicate` is
 of a task of two labels with a `true_label`, or of one of several labels at once, where the instructions or else the
-name are the label. A `score` is of a task with as many levels. Descriptions are not read: what labels mean was learnt.
+name are the label. A `score` is of a task with as many levels; names that the task has too must be in its order.
+Descriptions are not read: what labels mean was learnt.
 
 **What a task reads.** A JSON object whose keys are the columns of the task fills these, also as text. All else is a
 text: JSON without white space, its keys sorted; a message as its parts, one a line; several messages, or one that is
@@ -481,6 +482,9 @@ def reading(question: Question, kind: TaskKind) -> tuple[Shares, bool]:
         if len(kind.levels) != len(question.levels):
             has = f"has {len(kind.levels) or 'no'} levels{': ' * bool(kind.levels)}{', '.join(kind.levels)}"
             raise refused(f"A score of {len(question.levels)} levels needs a task with as many", has)
+        places = {composed(name): place for place, name in enumerate(kind.levels)}
+        if any(places.get(composed(name), place) != place for place, name in enumerate(question.levels)):
+            raise refused("Levels with names of the task's must be in its order", f"has {', '.join(kind.levels)}")
         return kind.level_shares, False
     if question.type == "predicate":
         true, law = kind.true_label, "A predicate needs a task with a `true_label`"

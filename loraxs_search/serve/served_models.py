@@ -144,7 +144,7 @@ class ServedModels:
         try:
             task = AdapterName.parse(name).task
         except RegistryError as error:
-            raise RefusedError(404, error.message, "model", hint=error.hint) from error
+            raise RefusedError(404, error.message, "model", hint=_HINT) from error
         if self.tasks and task not in {AdapterName.parse(own).task for own in self.tasks}:
             raise RefusedError(404, unknown_name("model", name, self.tasks), "model", hint=_HINT)
         adapter = self._fitting(name)

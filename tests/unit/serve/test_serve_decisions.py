@@ -168,6 +168,9 @@ def test_errors_are_those_that_openais_client_knows(deciding):
         ("flag", choice(True, "TRUE", instructions="?"), "different labels"),
         ("loraxs", score("Calm", "Angry"), "has 3 levels"),
         ("number", score("Calm", "Angry"), "has no levels"),
+        ("anger", score("Very angry", "Frustrated", "Calm"), "in its order"),
+        ("stars", score("0", "1", "2"), "in its order"),
+        ("anger", score("calm", "Frustrated", "Furious"), "anger"),
         ("anger", choice(*LEVELS), "one label"),
         ("same", predicate(), "a JSON object with text and second"),
         ("topics", predicate("a bug", name="money"), "topics"),
@@ -520,6 +523,7 @@ def test_a_key_that_is_limited_to_tasks_knows_no_others(registry, adapters):
                 error = response.json()
                 assert (error["detail"] if "detail" in error else error["error"])["message"] == law
         assert ask("a", "/classify", {"model": "refund", "input": TEXT}).ok
+        assert "GET /v1/models" in ask("every", "/classify", {"model": "no name", "input": TEXT}).text
         listed = ask("a", "/v1/models").json()
         assert {own["id"] for own in listed["data"]} == {"refund"}
         assert {own["name"] for own in listed["models"]} == {"refund", "loraxs"}
