@@ -205,9 +205,8 @@ class Server:
             for part in results
             for shares in (answer.probabilities or {} for answer in part.predictions)
         ]
-        return JSONResponse(
-            rows if isinstance(body.inputs, list) else rows[0], headers={_DIGEST_HEADER: adapter.digest}
-        )
+        found = rows if isinstance(body.inputs, list) else rows[0]
+        return JSONResponse(found, headers={_DIGEST_HEADER: adapter.digest})
 
     async def decide(self, body: DecisionsBody, request: Request) -> Response:
         """Answer questions about a state with probabilities, each by a task: OpenAI's decisions."""

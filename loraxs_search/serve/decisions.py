@@ -28,6 +28,7 @@ that were computed, for each task that was asked.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from abc import abstractmethod
@@ -552,10 +553,8 @@ class Plan:
         text, filled, names = canonical(source), source, by_question(tasks)
         limits.check_size("the input", len(text), "input")
         if isinstance(source, str) and source.lstrip().startswith("{"):  # a client may send JSON as text
-            try:
+            with contextlib.suppress(ValueError, RecursionError):
                 filled = json.loads(source)
-            except (ValueError, RecursionError):
-                filled = None
         for question in plan.questions:
             try:
                 adapter = routing.find(question, tasks, names, may_be_other=may_be_other)
