@@ -43,7 +43,7 @@ from loraxs_search.tasks.rows import MalformedFileError, is_text
 
 log = logging.getLogger(__name__)
 
-_WORTH = 0.05  # of the errors of a probe: what a base that costs twice as much must save
+_WORTH = 0.1  # of the errors of a probe: what a base that costs twice as much must save
 _METRICS: Mapping[str, tuple[str, ...]] = {
     CLASSES: ("accuracy", "macro_f1"),
     LEVELS: ("mae", "quadratic_kappa", "accuracy"),
