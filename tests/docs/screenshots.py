@@ -1,4 +1,4 @@
-"""Make the pictures of the README: the quickstart's search, its report, and its trials in MLflow's UI.
+"""Make the pictures of the pages: the quickstart's search, its report, and its trials in MLflow's UI.
 
     python tests/docs/screenshots.py    into tests/docs/pictures; takes as long as the quickstart
 
@@ -34,6 +34,8 @@ def main() -> None:
         report = StudyFolder.open(STUDY).path / REPORT_FILE
         with opened(browser, report) as seen:
             seen.page.screenshot(path=str(PICTURES / "report-wide-light.jpeg"), quality=80)
+            seen.page.set_viewport_size({"width": 860, "height": 900})  # two figures side by side
+            seen.page.locator("#sure_answers figure").screenshot(path=str(PICTURES / "where-sure.jpeg"), quality=80)
         ui = [*loraxs_search, "ui", STUDY, "--no-open"]
         with subprocess.Popen(ui, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
             assert process.stdout is not None
