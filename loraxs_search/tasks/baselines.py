@@ -275,8 +275,32 @@ def probe_body(data: PreparedTask, body: nn.Module, device: torch.device) -> flo
     return data.kind.measure(_answers(data.kind, outputs), labels)[data.task.metric]
 
 
+class _Teacher(BaselineModel):
+    """The answers of the task's teacher itself."""
+
+    name: ClassVar = "teacher"
+    title: ClassVar = "the teacher's own answers"
+
+    @classmethod
+    def fits(cls, kind: TaskKind) -> bool:
+        return kind.has_teacher_baseline
+
+    def answers(self) -> SplitValues:
+        from loraxs_search.tasks.prepared import fixed_subset, load_data
+
+        loaded = load_data(self.data.task)
+        for split in SPLITS:
+            shares = loaded[split].take(fixed_subset(len(loaded[split]), self.data.num_rows(split))).teacher
+            assert shares is not None  # its columns are there
+            if missing := int(np.isnan(shares).any(-1).sum()):
+                raise TaskDataError(
+                    f"The teacher must answer each {split} row, but {missing} of {len(shares)} lack its answer."
+                )
+            yield split, shares.argmax(-1)
+
+
 BASELINES: EntryPoints[type[BaselineModel]] = EntryPoints(
-    "baseline", "loraxs_search.baselines", _Constant, _TFIDF, _Features
+    "baseline", "loraxs_search.baselines", _Constant, _TFIDF, _Features, _Teacher
 )
 
 

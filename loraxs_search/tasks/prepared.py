@@ -320,6 +320,8 @@ def fingerprint(rows: dict[Split, Rows], splits: Sequence[Split] = SPLITS) -> st
             digest.update(split.labels.astype("<i8" if kind == "i" else "<f4").tobytes())
         for extra, values in sorted(split.extras.items()):
             add([extra, *(value if isinstance(value, str) else json.dumps(value) for value in values)])
+        if name == "train" and split.teacher is not None and split.labelled is not None:
+            digest.update(split.teacher.astype("<f4").tobytes() + split.labelled.tobytes())
     return digest.hexdigest()
 
 
@@ -343,7 +345,8 @@ def _read(kind: TaskKind, name: Split, split: _StoredSplit, slices: Sequence[str
     columns = split.read(_wanted_columns(task, slices))
     if not columns.available:
         raise _no_rows(f"Task {task.name}: ", split.name)
-    named = [*wanted.items(), *(("slices", column) for column in slices)]
+    needed = {key: column for key, column in wanted.items() if name == "train" or key not in kind.train_columns}
+    named = [*needed.items(), *(("slices", column) for column in slices)]
     if missing := [(key, column) for key, column in named if column not in columns.available]:
         laws = " ".join(unknown_name(key, column, columns.available) for key, column in missing)
         section = missing[0][0].partition(".")[0]
@@ -379,6 +382,9 @@ def _read(kind: TaskKind, name: Split, split: _StoredSplit, slices: Sequence[str
         law = f"`{column}` must be valid Unicode"
         refuse(task, law, own, [i for i, value in enumerate(own) if not is_text(value)], place)
     rows = replace(kind.read(columns, place), place=place, slices=groups)
+    if name != "train" and rows.labelled is not None:
+        law = f"`{column}` of {name} rows must have answers"
+        refuse(task, law, values, np.flatnonzero(~rows.labelled).tolist(), place)
     if split.is_file:
         blank, hint = kind.blank_rows(columns, rows), "remove the rows, or write their text"
         refuse(task, "each row must have text", rows.texts, blank, place, hint)
@@ -408,19 +414,21 @@ def _carve(task: Task, rows: dict[Split, Rows], place: str) -> dict[Split, Rows]
     library's generator plays a part. A text of more rows than a split should have goes to train, if there are others.
     """
     train = rows["train"]
+    labelled = np.ones(len(train), np.bool_) if train.labelled is None else train.labelled
     order: tuple[Split, ...] = ("test", "validation")
     missing = [name for name in order if name not in rows]
-    if missing and len(train) < _FEWEST:
+    if missing and labelled.sum() < _FEWEST:
         raise TaskDataError(
             f"Task {task.name}: train must have at least {_FEWEST} rows where {' and '.join(missing)} are carved from "
-            f"it, a tenth each, but {place} gives {len(train)}.",
+            f"it, a tenth each, but {place} gives {labelled.sum()}.",
             hint="give more rows, or the other splits as their own files",
         )
     pairs = train.pairs if train.pairs is not None else [""] * len(train)
     contents = (f"{_CARVE_SEED}\0{text}\0{pair}".encode() for text, pair in zip(train.texts, pairs, strict=True))
     keys = np.array([hashlib.blake2b(content, digest_size=8).hexdigest() for content in contents])
-    size = task.source.carved_rows or max(1, round(len(train) * _CARVED_SHARE))
+    size = task.source.carved_rows or max(1, round(int(labelled.sum()) * _CARVED_SHARE))
     texts, of_row, counts = np.unique(keys, return_inverse=True, return_counts=True)
+    counts[of_row[~labelled]] = len(train) + 1  # without a label, rows stay in train
     dealt = np.argsort(counts > size, kind="stable")
     counted, first = np.cumsum(counts[dealt]), 0
     carved, place_of = dict(rows), np.full(len(texts), len(missing))
@@ -624,7 +632,8 @@ def prepare(task: Task, tokenizer: PreTrainedTokenizerBase, *, has_bias: bool = 
         parts += [to_json(task.settings), *task.labels]
         key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:40]
         with collected(errors):
-            splits[name] = _tokenize(kind, rows, tokenizer, key)
+            # Only train rows learn of a teacher.
+            splits[name] = _tokenize(kind, rows if name == "train" else replace(rows, teacher=None), tokenizer, key)
     raise_joined(task, errors)
     labels = {name: rows.labels for name, rows in data.items()}
     scored = fixed_subset(len(data["validation"]), task.validation_rows)

@@ -201,6 +201,10 @@ class Rows:
         place: Where the rows are from, for messages; None of rows that are in no source. No part of their content.
         slices: What each row has in the task's slice columns, by column; only for test rows. Fingerprints leave
             them out: with and without slices, a task has the same rows.
+        teacher: Probabilities of the labels by the task's teacher, (N, labels), float32, NaN in rows that it does not
+            answer; None without a teacher.
+        labelled: Which rows have a label, (N,); the others, only train rows, have the teacher's likeliest in `labels`.
+            None if all have one.
     """
 
     texts: list[str]
@@ -209,6 +213,8 @@ class Rows:
     extras: Mapping[str, list[Any]] = field(default_factory=dict)
     place: SourceLocation | None = field(default=None, compare=False)
     slices: Mapping[str, list[str]] = field(default_factory=dict, compare=False)
+    teacher: npt.NDArray[np.float32] | None = None
+    labelled: npt.NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -219,7 +225,10 @@ class Rows:
         extras = {name: [column[i] for i in indices] for name, column in self.extras.items()}
         slices = {name: [column[i] for i in indices] for name, column in self.slices.items()}
         place = None if self.place is None else self.place.take(indices)
-        return Rows([self.texts[i] for i in indices], pairs, self.labels[indices], extras, place, slices)
+        teacher = None if self.teacher is None else self.teacher[indices]
+        labelled = None if self.labelled is None else self.labelled[indices]
+        texts = [self.texts[i] for i in indices]
+        return Rows(texts, pairs, self.labels[indices], extras, place, slices, teacher, labelled)
 
 
 def blank_rows(columns: Sequence[Sequence[Any]]) -> list[int]:

@@ -31,11 +31,23 @@ from loraxs_search.tasks.baselines import (
 from loraxs_search.tasks.prepared import prepare
 
 SIZES = {"train": 60, "validation": 21, "test": 17}
-KINDS = ["sequence-classification", "ordinal", "multi-label", "regression", "text-generation"]
-METRICS = {"sequence-classification": "accuracy", "ordinal": "mae", "multi-label": "micro_f1", "regression": "pearson"}
+KINDS = ["sequence-classification", "ordinal", "multi-label", "regression", "text-generation", "taught"]
+METRICS = {
+    "taught": "accuracy",
+    "sequence-classification": "accuracy",
+    "ordinal": "mae",
+    "multi-label": "micro_f1",
+    "regression": "pearson",
+}
 NAMES = [*BASELINES.names(), SameAnswerAs.name]
 LINEAR = ("tfidf", "features")
-FITTING = [(kind, name) for kind in KINDS for name in NAMES if kind != "text-generation" or name not in LINEAR]
+
+
+def fits(kind: str, name: str) -> bool:
+    return kind == "taught" if name == "teacher" else kind != "text-generation" or name not in LINEAR
+
+
+FITTING = [(kind, name) for kind in KINDS for name in NAMES if fits(kind, name)]
 
 
 @pytest.fixture(autouse=True)
@@ -64,11 +76,17 @@ def labelled_task(kind: str, write: Callable[..., str]) -> Task:
             rows = [row | {"label": row["label"] + i / 100} for i, row in enumerate(rows)]
         if kind == "multi-label":
             rows = [row | {"label": [row["label"]]} for row in rows]
+        if kind == "taught":
+            rows = [row | {"bad": i % 3 / 2, "good": 1 - i % 3 / 2} for i, row in enumerate(rows)]
         files[split] = write(f"{kind}-{split}.jsonl", rows)
     metric, labels = METRICS[kind], () if kind == "regression" else ("bad", "good")
     direction = "minimize" if metric == "mae" else "maximize"
     about = (DataSource(data_files=files), "text", "label", metric, direction)
-    return Task("t", kind, *about, (metric,), labels=labels, max_length=32)
+    task = Task("t", kind, *about, (metric,), labels=labels, max_length=32)
+    if kind != "taught":
+        return task
+    teacher = {"columns": ["bad", "good"], "weight": 0.5, "baseline": True}
+    return replace(task, kind="sequence-classification", settings={"teacher": teacher})
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +169,7 @@ def test_a_host_measures_those_that_fit_in_order_and_one_that_fails_stops_no_oth
     found = measure_baselines(*inputs)
     is_linear = inputs[0].kind.is_linear
     own = ["constant", *LINEAR] if is_linear else ["constant"]
+    own += ["teacher"] * inputs[0].kind.has_teacher_baseline
     assert [one.name for one in found] == [*own, SameAnswerAs.name, "broken"]
     assert [one.failed for one in found[:-1]] == [""] * (len(found) - 1)
     assert found[-1].failed == "ValueError: no"

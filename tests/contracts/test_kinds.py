@@ -35,6 +35,7 @@ COLUMNS = {"columns": {"text": "text", "label": "label"}}
 # A kind's own keys, and how one of its rows is made of a number.
 EXAMPLES: dict[str, dict[str, Any]] = {
     "sequence-classification": COLUMNS | {"labels": ["no", "yes", "maybe"]},
+    "taught": COLUMNS | {"labels": ["no", "yes"], "teacher": {"columns": ["soft.no", "soft.yes"], "weight": 0.3}},
     "ordinal": COLUMNS | {"labels": ["1", "2", "5"]},
     "multi-label": COLUMNS | {"labels": ["no", "yes", "maybe"]},
     "regression": COLUMNS,
@@ -51,7 +52,8 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "text-generation": {"prompt": "{text}", "answer": " {pair}", "generation": {"max_new_tokens": 6, "stop": [" w3"]}},
     "word-pairs": {"ask": "text", "answer": "pair"},
 }
-NAMES = [*KINDS.names(), WordPairs.name]
+KIND_OF = {"taught": "sequence-classification"}  # of an example with another name than its kind's
+NAMES = [*KINDS.names(), WordPairs.name, *KIND_OF]
 every_kind = pytest.mark.parametrize("name", NAMES, scope="module")
 
 
@@ -71,12 +73,17 @@ def row(number: int, name: str) -> dict[str, Any]:
         label = [[], "yes", [1, "no"], "maybe|no"][number % 4]
     if name == "token-classification":
         label = [(number + 2 * i) % 5 for i in range(len(words))]
-    return {"text": " ".join(words), "label": label, "pair": f"{words[-1]} {words[0]}"}
+    made = {"text": " ".join(words), "label": label, "pair": f"{words[-1]} {words[0]}"}
+    if name == "taught":  # some train rows have no label, and some no answer of the teacher
+        made["label"] = None if number < SIZES["train"] and number % 3 == 0 else number % 2
+        made["soft"] = {"no": number % 3 / 4, "yes": 1 - number % 3 / 4} if number % 4 else None
+        made["label"] = number % 2 if made["soft"] is None else made["label"]
+    return made
 
 
 @pytest.fixture(scope="module")
 def task(name, known, tmp_path_factory):
-    kind = KINDS.get(name)
+    kind = KINDS.get(KIND_OF.get(name, name))
     folder, files = tmp_path_factory.mktemp("rows"), {}
     for number, (split, size) in enumerate(SIZES.items()):
         path = folder / f"{split}.jsonl"
@@ -86,7 +93,7 @@ def task(name, known, tmp_path_factory):
     section = kind.section.model_validate(EXAMPLES[name])
     return Task(
         name="example",
-        kind=name,
+        kind=kind.name,
         source=DataSource(data_files=files),
         metric=metrics[0],
         metrics=tuple(metrics),
@@ -148,7 +155,7 @@ def test_its_keys_make_a_task_whose_metrics_mean_the_same_everywhere_and_its_exa
 
 
 def test_no_module_of_a_kind_loads_torch_or_transformers():
-    modules = ", ".join(KINDS.get(name).__module__ for name in NAMES)
+    modules = ", ".join(KINDS.get(KIND_OF.get(name, name)).__module__ for name in NAMES)
     code = f"import sys, {modules}; sys.exit(bool({{'torch', 'transformers', 'datasets'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], check=False, env={"PYTHONPATH": ":".join(sys.path)})
     assert done.returncode == 0

@@ -239,6 +239,8 @@ class TaskKind(ABC):
     # themselves give to the ids of a column are looked for in the last one.
     columns: Mapping[str, str]
     question_columns: tuple[str, ...]  # the columns of a file that has questions, one for each text
+    train_columns: frozenset[str] = frozenset()  # keys of `columns` that only train rows must have
+    has_teacher_baseline: bool = False  # the answers of the task's teacher are a baseline: `Rows.teacher` has them
     list_column: str | None = None  # one of these whose text is a list, with `|` between its items
     serving: Serving | None = None  # how a server that writes text asks an adapter; None if none can
     has_shares: bool = False  # answers have `probabilities` of each of the task's labels

@@ -31,6 +31,7 @@ from loraxs_search.tasks.kinds._base import (
     Fault,
     ForwardRequest,
     Keys,
+    Names,
     PassOutputs,
     Predicting,
     RowNumbers,
@@ -64,6 +65,7 @@ _MEANT = 5  # values whose nearest label is named
 _PADDED = re.compile(r"\s*[-+]?0\d")  # a name, such as a postcode
 _ROUNDED = 1e-3  # share of the labels' spread that rounding may take
 _MOST = float(np.finfo(np.float32).max)
+_NEARLY = 1e-2  # by which probabilities may miss 1: files round them
 _FAR = 5.0  # spreads between zero and the mean from which a head without a bias learns badly
 
 
@@ -125,6 +127,10 @@ def class_ids(
         return None if number is None else numeric.get(number)
 
     return _read(values, read, np.int64, task, place, allowed, names=task.labels)
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def finite_number(value: Any) -> float | None:
@@ -237,8 +243,25 @@ class LabelledSection(Section):
     trained with, else `class`; it is decided at launch."""
 
 
+class _TeacherSection(Section):
+    """Another model's answers to train rows: a larger adapter's, or those of any system that gives probabilities. Rows
+    without a label that have such an answer are trained on; baselines and counts take the likeliest label for theirs.
+    """
+
+    columns: Names
+    """Columns with the probability of each label, in the order of `labels`. In a row they sum to 1, or all are empty.
+    `predict --format jsonl` writes `probabilities.LABEL`."""
+    weight: Annotated[float, Law(ge=0, le=1)] = 0.5
+    """Share of the teacher's answer in what is learnt of a row with a label. Rows without one learn only the answer."""
+    baseline: bool = False
+    """The teacher is a baseline, which a first champion must beat: all validation and test rows have its answers."""
+
+
 class _ClassesSection(LabelledSection):
     """One of a list of labels for each text or pair of texts."""
+
+    teacher: _TeacherSection | None = None
+    """Another model's answers to train rows, which are learnt beside the labels."""
 
     true_label: Text | None = None
     """Which of two labels means that what a yes-or-no question says is true. The default is the one of `yes` and `no`,
@@ -278,7 +301,8 @@ class LabelledKind(TaskKind):
         own = {
             key: getattr(section, key) for key in cls.section.model_fields.keys() - LabelledSection.model_fields.keys()
         }
-        return {**fields, "settings": {key: value for key, value in sorted(own.items()) if value is not None}}
+        own = {key: value.model_dump() if isinstance(value, Section) else value for key, value in sorted(own.items())}
+        return {**fields, "settings": {key: value for key, value in own.items() if value is not None}}
 
     @abstractmethod
     def read_labels(self, columns: Columns, place: SourceLocation) -> npt.NDArray[Any]:
@@ -374,6 +398,11 @@ class SequenceClassification(LabelledKind):
     def __init__(self, task: Task) -> None:
         super().__init__(task)
         self.true_label = task.settings.get("true_label") or guess_true_label(task.labels)
+        self._teacher: Mapping[str, Any] = task.settings.get("teacher") or {}
+        named = {f"teacher.columns[{i}]": column for i, column in enumerate(self._teacher.get("columns", ()))}
+        self.columns = {**named, **self.columns}  # the label's stays last
+        self.has_teacher_baseline = self._teacher.get("baseline", False)
+        self.train_columns = frozenset(() if self.has_teacher_baseline else named)
 
     @classmethod
     def laws(cls, keys: Keys) -> Iterator[Fault]:
@@ -384,11 +413,45 @@ class SequenceClassification(LabelledKind):
             yield ("labels",), f"must differ from each other, but got {list(labels)}."
         if (true := keys.get("true_label")) is not None and (len(labels) != 2 or true not in labels):
             yield ("true_label",), f"must be one of two `labels`, but got {true!r} beside {json.dumps(labels)}."
+        columns = (keys.get("teacher") or {}).get("columns") or labels
+        if labels and len(columns) != len(labels):
+            yield ("teacher", "columns"), f"must name a column for each of {len(labels)} labels, but got {columns}."
 
     @classmethod
     def unfit_metrics(cls, keys: Keys) -> Mapping[str, str]:
         labels, two_only = keys.get("labels"), cls.metrics.keys() & {"f1"}  # f1 is of the second of two
         return {} if labels is None or len(labels) == 2 else dict.fromkeys(two_only, f"{len(labels)} labels")
+
+    def read(self, columns: Columns, place: SourceLocation) -> Rows:
+        task, names = self.task, self._teacher.get("columns", ())
+        if not names or any(name not in columns.values for name in names):  # no train rows
+            return super().read(columns, place)
+        given, labels = list(zip(*(columns.values[name] for name in names), strict=True)), columns.values[task.label]
+        answered = np.array([not all(map(_is_empty, own)) for own in given])
+        teacher = np.full((len(given), len(names)), np.nan, np.float32)
+        for row in np.flatnonzero(answered):
+            teacher[row] = [math.nan if (it := finite_number(value)) is None else it for value in given[row]]
+        sound = (teacher >= 0).all(-1) & (np.abs(teacher.sum(-1) - 1) <= _NEARLY)
+        law = f"{', '.join(f'`{name}`' for name in names)} must be probabilities that sum to 1, or all be empty"
+        refuse(task, law, [list(row) for row in given], np.flatnonzero(answered & ~sound).tolist(), place)
+        teacher /= teacher.sum(-1, keepdims=True)
+        labelled = ~answered | np.array([not _is_empty(label) for label in labels])
+        labels = [
+            label if has_label else task.labels[int(own.argmax())]
+            for label, has_label, own in zip(labels, labelled, teacher, strict=True)
+        ]
+        rows = super().read(replace(columns, values={**columns.values, task.label: labels}), place)
+        return replace(rows, teacher=teacher, labelled=labelled)
+
+    def encode(self, rows: Rows, tokenizer: PreTrainedTokenizerBase) -> EncodedRows:
+        encoded = super().encode(rows, tokenizer)
+        if rows.teacher is None or rows.labelled is None:
+            return encoded
+        labels_NL = self.targets(rows.labels)
+        weight_N = np.where(rows.labelled, np.float32(self._teacher["weight"]), np.float32(1))
+        teacher_NL = np.where(np.isnan(rows.teacher), labels_NL, rows.teacher)
+        targets_NL = labels_NL + weight_N[:, None] * (teacher_NL - labels_NL)
+        return replace(encoded, targets=Ragged.joined(targets_NL.ravel(), np.full(len(rows), targets_NL.shape[1])))
 
     def read_labels(self, columns: Columns, place: SourceLocation) -> npt.NDArray[Any]:
         return class_ids(columns.values[self.task.label], self.task, place, columns.stored_names)
@@ -408,7 +471,10 @@ class SequenceClassification(LabelledKind):
     def loss(self, outputs: PassOutputs, batch: Batch) -> Tensor:
         from torch.nn import functional
 
-        return functional.cross_entropy(outputs.read.float(), batch.targets, reduction="none")
+        read_nL, targets = outputs.read.float(), batch.targets
+        if targets.is_floating_point():  # shares of the labels, of a teacher
+            targets = targets.view_as(read_nL)
+        return functional.cross_entropy(read_nL, targets, reduction="none")
 
     def answers(self, outputs: Tensor) -> Values:
         return finite(outputs).argmax(-1).cpu().numpy()

@@ -18,10 +18,11 @@ from torch.nn import functional
 from loraxs_search.errors import TaskDataError
 from loraxs_search.records.adapter import Entity, Prediction
 from loraxs_search.records.task import DataSource, Task
+from loraxs_search.tasks.baselines import BASELINES
 from loraxs_search.tasks.encoded import Batch, RowSource
 from loraxs_search.tasks.kinds import PassOutputs, Regression, TokenClassification, kind_of
 from loraxs_search.tasks.metrics import TAG_METRICS, find_entities
-from loraxs_search.tasks.prepared import load_data, prepare
+from loraxs_search.tasks.prepared import fingerprint, load_data, prepare
 from loraxs_search.tasks.rows import Columns, Rows, SourceLocation
 
 PLACE = SourceLocation("rows.csv", lines=range(2, 1000))
@@ -350,3 +351,74 @@ def test_entities_are_found_in_the_text_as_it_is(make, tokenizer):
     for question in ("  ", [], ["", " "], "[]", ["Ada", None]):
         with pytest.raises(TaskDataError):
             kind.questions([(question,)])
+
+
+# ---- a teacher -------------------------------------------------------------------------------------------------------
+def taught_task(make_task, rows=(), validation=None, test=None, weight=0.5, baseline=False):
+    """A task of 20 rows, of which those given replace the first; a row is its label and the teacher's two numbers."""
+    own = [*rows, *([row % 2, None, None] for row in range(len(rows), 20))]
+    names = ("label", "no", "yes")
+    made = [{"text": f"w{number} film"} | dict(zip(names, row, strict=True)) for number, row in enumerate(own)]
+    files = {"train": made}
+    for split, given in (("validation", validation), ("test", test)):
+        if given is not None:
+            files[split] = [{"text": f"{split} w{i}"} | row for i, row in enumerate(given)]
+    teacher = {"columns": ["no", "yes"], "weight": weight, "baseline": baseline}
+    return make_task(files, settings={"teacher": teacher})
+
+
+PLAIN = [{"label": 0}, {"label": 1}]
+
+
+def test_rows_learn_labels_and_the_teachers_answers_and_without_a_label_these_alone(make_task):
+    rows = [[1, "0.5", 0.5], [None, 0.2, 0.8], ["", 0.9, 0.101], [0, None, ""]]
+    data = prepare(taught_task(make_task, rows, PLAIN, PLAIN, weight=0.4), byte_tokenizer())
+    batch = data.collate("train", range(4))
+    expected = torch.tensor([[0.2, 0.8], [0.2, 0.8], [0.9 / 1.001, 0.101 / 1.001], [1.0, 0.0]])
+    torch.testing.assert_close(batch.targets.view(4, 2), expected)
+    read = torch.tensor([[0.3, -0.2], [1.0, 2.0], [0.0, 0.5], [-1.0, 0.0]])
+    torch.testing.assert_close(data.kind.loss(PassOutputs(read), batch), -(expected * read.log_softmax(-1)).sum(-1))
+    assert data.labels("train")[:4].tolist() == [1, 1, 0, 0]
+    assert data.collate("test", [0, 1]).targets.tolist() == [0, 1]
+
+
+def test_a_teacher_of_no_weight_teaches_labelled_rows_nothing(make_task):
+    rows = [[row % 2, 0.5, 0.5] for row in range(20)]
+    taught = prepare(taught_task(make_task, rows, PLAIN, PLAIN, weight=0), byte_tokenizer())
+    plain = replace(taught.task, settings={})
+    read = PassOutputs(torch.randn(20, 2, generator=torch.Generator().manual_seed(0)))
+    own, without = (
+        it.kind.loss(read, it.collate("train", range(20))) for it in (taught, prepare(plain, byte_tokenizer()))
+    )
+    assert torch.equal(own, without)
+
+
+def test_rows_without_a_label_stay_in_train_and_change_no_split_that_is_carved(make_task):
+    labelled = [[row % 2, 0.5, 0.5] for row in range(20)]
+    alone = load_data(taught_task(make_task, labelled))
+    more = load_data(taught_task(make_task, [*labelled, *([[None, 0.1, 0.9]] * 30)]))
+    other = load_data(taught_task(make_task, [[row % 2, 0.4, 0.6] for row in range(20)]))
+    assert len(more["train"]) == 46
+    assert more["train"].labelled is not None
+    assert more["train"].labelled.sum() == 16
+    assert len({fingerprint(data, ("validation", "test")) for data in (alone, more, other)}) == 1
+    assert len({fingerprint(data) for data in (alone, more, other)}) == 3
+
+
+@pytest.mark.parametrize("numbers", [[0.5, 0.6], [0.5, None], ["nan", 1.0], [-0.5, 1.5], [0.5, "half"], [None, None]])
+def test_what_is_no_answer_of_a_teacher_is_refused(make_task, numbers):
+    with pytest.raises(TaskDataError, match=r"row 1|line 1"):
+        load_data(taught_task(make_task, [[None, *numbers]], PLAIN, PLAIN))
+
+
+def test_rows_that_are_scored_need_labels_and_those_of_a_baseline_its_answers(make_task):
+    unlabelled = [*PLAIN, {"label": None, "no": 0.1, "yes": 0.9}]
+    with pytest.raises(TaskDataError, match="test rows must have answers"):
+        load_data(taught_task(make_task, [], PLAIN, unlabelled))
+    with pytest.raises(TaskDataError, match=r"teacher\.columns"):
+        load_data(taught_task(make_task, [], PLAIN, PLAIN, baseline=True))
+    answered = [row | {"no": 0.1, "yes": 0.9} for row in PLAIN]
+    data = prepare(taught_task(make_task, [], answered, [*answered, {"label": 1}], baseline=True), byte_tokenizer())
+    found = BASELINES.get("teacher")(data, torch.nn.Identity(), torch.device("cpu")).measure()
+    assert (found.validation_metrics, found.test_answers) == ({"accuracy": 0.5}, ())
+    assert "1 of 3 lack" in found.failed
