@@ -138,7 +138,7 @@ class ClassifyBody(_Body):
         bool, Field(description="cut rows that are longer than the task's `max_length`, as in training; else 400")
     ] = True
 
-    def jobs(self, adapter: ServedAdapter, limits: Limits, param: str) -> list[Job]:
+    def jobs(self, adapter: ServedAdapter, limits: Limits, param: str = "input") -> list[Job]:
         """Return the jobs of these rows, none with more than a pass has, unless it is one row; each gives `Answered`.
 
         Args:

@@ -235,12 +235,14 @@ def answered_in_order(models, bodies):
         all_wait, order = threading.Event(), []
         async with computing(models, max_rows=8) as engine:
             engine.submit([held(all_wait)])
-            for number, body in enumerate(bodies):
-                jobs = body.jobs(models.find(body.model), Limits(rows_at_once=8))
-                engine.submit(jobs)
-                answers = asyncio.gather(*(job.result for job in jobs))
-                answers.add_done_callback(lambda _, number=number: order.append(number))
-            all_wait.set()
+            try:
+                for number, body in enumerate(bodies):
+                    jobs = body.jobs(models.find(body.model), Limits(rows_at_once=8))
+                    engine.submit(jobs)
+                    answers = asyncio.gather(*(job.result for job in jobs))
+                    answers.add_done_callback(lambda _, number=number: order.append(number))
+            finally:
+                all_wait.set()  # else the engine would never end
             await answers
         return order
 
