@@ -139,8 +139,7 @@ def draft_space(
         ending = "csv" if table.is_separated else "jsonl"
         copy = folder / f"{table.path.name.partition('.')[0]}.plain.{ending}"
     files = {"train": copy or table.path} | {split: own.path for split, own in held_out.items()}
-    each = f"a tenth{' each' * (len(missing) > 1)}"
-    set_aside = f"{each} is set aside for {' and the '.join(missing)}" if missing else ""
+    set_aside = f"a tenth{' each' * (len(missing) > 1)} is set aside for {' and the '.join(missing)}" * bool(missing)
     sections = _sections(table, roles, base, measured, len(missing), choices)
     source = {"data_files": {split: _relative(file, folder) for split, file in files.items()}}
     sections["task"].insert(0, ("name", _task_name(data, choices), "the registry keeps a champion for each task name"))
@@ -155,6 +154,13 @@ def draft_space(
         f"Run:    loraxs-search launch {place}",
         f"yaml-language-server: $schema={SHIPPED / 'space.schema.json'}",
     ]
+    lines = [f"# {_in_one_line(line)}".rstrip() for line in head]
+    for section, keys in sections.items():
+        lines += ["", f"{section}:"]
+        for key, value, comment in keys:
+            line = f"  {key}: {_in_yaml(value)}"
+            if value is not None:
+                lines.append(f"{line:<{_COMMENTS_AT}}  # {comment}" if comment else line)
     warnings += _different_labels(table, roles) if roles.kind in (CLASSES, LEVELS) else []
     guesses = _guesses(table, roles, base, measured, choices, copy.name if copy else "", held_out)
 
@@ -166,7 +172,7 @@ def draft_space(
                 hint=f"remove it if it is the copy of an earlier {name}; otherwise move it away",
             )
         write_atomic(copy, rows)
-    write_atomic(path, _as_yaml(head, sections))
+    write_atomic(path, "".join(f"{line}\n" for line in lines))
     try:
         space = load_space(str(path) if path.is_absolute() else f"./{path}")
         if len(bases) > 1:
@@ -547,18 +553,6 @@ def _different_labels(table: Table, roles: Roles) -> list[str]:
     shown = ", ".join(f"{table.places([row])} ({label})" for label, row in twice[0].items()) if twice else ""
     verb = "texts have" if len(twice) > 1 else "text has"
     return [f"{len(twice)} {verb} different labels, such as {shown}"] if twice else []
-
-
-def _as_yaml(head: Sequence[str], sections: Mapping[str, Sequence[tuple[str, Any, str]]]) -> str:
-    """Return a file of sections, with a comment at its head; a key whose value is None is left out."""
-    lines = [f"# {_in_one_line(line)}".rstrip() for line in head]
-    for section, keys in sections.items():
-        lines += ["", f"{section}:"]
-        for key, value, comment in keys:
-            line = f"  {key}: {_in_yaml(value)}"
-            if value is not None:
-                lines.append(f"{line:<{_COMMENTS_AT}}  # {comment}" if comment else line)
-    return "".join(f"{line}\n" for line in lines)
 
 
 def _in_yaml(value: Any) -> str:

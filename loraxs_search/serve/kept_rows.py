@@ -74,7 +74,7 @@ class KeptRows:
 
     def _append(self, path: Path, content: bytes) -> None:
         try:
-            for folder in (self._folder, path.parent):  # somebody may have moved them away
+            for folder in (self._folder, path.parent):  # a user may have moved them away
                 folder.mkdir(mode=0o700, exist_ok=True)
             if sum(own.lstat().st_size for own in path.parent.glob("*.jsonl")) + len(content) > self._max_bytes:
                 raise OSError(errno.EDQUOT, "`--keep-mb` is reached")

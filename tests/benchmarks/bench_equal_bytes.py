@@ -2,7 +2,7 @@
 
     python tests/benchmarks/bench_equal_bytes.py --data FOLDER --tasks sst2 mrpc --json FILE
 
-FOLDER and tasks are those of `bench_choices.py`. Methods are LoRA-XS, LoRA, VeRA and the head alone. The plan for each
+FOLDER and tasks are those of `bench_choices.py`. Methods are LoRA-XS, LoRA, VeRA and only the head. The plan for each
 task, fixed before any row of a test split is scored:
 
 1. *Rate.* Four rates a method, seed 0, at the first of its sets of layers that fits 16 KiB.

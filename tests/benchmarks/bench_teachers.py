@@ -4,8 +4,8 @@
 
 FOLDER is `movie_reviews`. Of its train rows, 100, 500 and 3,000 have labels, 4,000 others none; the test rows and 1,000
 further train rows are the test. A teacher is a rank 16 adapter of the last three layers of `--teacher`, trained on the
-labelled rows alone. Its answers to the rows without labels teach students on MiniLM, the recipe of `bench_choices.py`
-with heads from random numbers; those without a teacher train as many steps on the labelled rows. `from 3000` is the
+labelled rows. Its answers to the rows without labels teach students on MiniLM, the recipe of `bench_choices.py` with
+heads that start at a probe; those without a teacher train as many steps on the labelled rows. `from 3000` is the
 teacher of 3,000 labels, as an outside system would teach. Seeds differ in the student; the teacher and the rows are the
 same. Differences are paired by seed, with the interval of Student's t. A second run with the same `--json` trains only
 what it lacks. `--quick` shows that it runs, with MiniLM as its own teacher.
@@ -35,8 +35,7 @@ from loraxs_search.search_space.load import parse_space
 from loraxs_search.search_space.space import Space
 from loraxs_search.tasks.kinds import ForwardRequest
 
-STUDENT = {**RECIPE, "head_init": "random"}
-TEACHER = {**STUDENT, "target_modules": "all-linear@last-3", "learning_rate": 4.0e-3}
+TEACHER = {**RECIPE, "head_init": "random", "target_modules": "all-linear@last-3", "learning_rate": 4.0e-3}
 Row = dict[str, Any]
 
 
@@ -125,7 +124,7 @@ def main() -> None:
                 arm = f"{size} labels, {'no teacher' if source is None else f'from {source}'}"
                 shown = students(train[:size], unlabelled, None if source is None else taught[source])
                 name = f"student-{size}-{source or 0}"
-                arms[arm] = make_space({**files, "train": shown}, Path(folder), name, MINILM, STUDENT, given.steps)
+                arms[arm] = make_space({**files, "train": shown}, Path(folder), name, MINILM, RECIPE, given.steps)
         for arm, space in arms.items():
             if missing := range(len(known.get(arm, ())), given.seeds):
                 scores = measure({arm: space}, missing, {given.steps: ["test"]})[arm][str(given.steps)]
