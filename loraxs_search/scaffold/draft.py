@@ -66,8 +66,11 @@ _MANY_STEPS = 320  # from here on, weak trials show after an eighth of them
 _SCORED_ROWS = 1_000  # validation rows that tell trials apart at a report
 _FEWEST = 10  # rows of which a tenth can be set aside
 _MAX_SHOWN = 20  # classes that are listed
-# The budget without a GPU, and what a core computes in a second: half of what a search with scores has been timed at.
-_SECONDS, _OPERATIONS = 600, 1e11
+# Trials, candidates, refits of each: the first plan that fits, or that trains for `_ENOUGH` of the steps.
+_PLANS, _DECODER_PLANS, _ENOUGH = ((12, 3, 2), (4, 2, 0), (3, 2, 0), (2, 2, 0)), ((4, 2, 0), (2, 2, 0)), 2 / 3
+_FEW, _FEW_RANK = 4, 64  # so few classifiers all train to their ends, side by side, at the best rank that was measured
+# The budget without a GPU, what of it trains, and what a core computes in a second.
+_SECONDS, _TRAINING_SECONDS, _OPERATIONS = 600, 480, 6e10
 _TRAINING = ("train", "training")
 _HELD_OUT = {"validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
@@ -227,7 +230,9 @@ def _sections(
     cut = "tokens of a row; longer ones lose their ends"
     if decodes:
         cut = "tokens of both: a long prompt loses its beginning, an answer must fit"
-    rate = {"log_uniform": [5.0e-4, 1.0e-2] if decodes else [2.0e-3, 1.6e-2]}
+    few = trials <= _FEW and not decodes
+    ranks, modules = {"choice": [8, 16, 32] if decodes else [16, 32, 64]}, {"choice": ["attention", "all-linear"]}
+    rates = [5.0e-4, 1.0e-2] if decodes else [5.0e-4, 4.0e-3] if few else [1.0e-3, 1.6e-2]
     return {
         "task": [
             ("kind", kind, ""),
@@ -251,16 +256,21 @@ def _sections(
         ],
         "base_model": [("id", base.id, ""), ("package", base.package, "")],
         "parameters": [
-            ("rank", {"choice": [8, 16, 32]}, ""),
-            ("target_modules", {"choice": ["attention", "all-linear"]}, ""),
-            ("learning_rate", rate, ""),
+            ("rank", _FEW_RANK if few else ranks, "its square of numbers for each layer, a byte each" if few else ""),
+            ("target_modules", "all-linear" if few else modules, ""),
+            ("learning_rate", {"log_uniform": rates}, ""),
             ("head_learning_rate", None if decodes else {"log_uniform": [2.0e-3, 2.0e-2]}, ""),
             ("batch_size", batch, ""),
         ],
         "search": [
-            ("trials", trials, ""),
+            ("trials", trials, "all of them train to their ends, side by side" if few else ""),
             ("max_steps", steps, f"batches: {seen}"),
-            ("report_every", steps // (8 if steps >= _MANY_STEPS else 4), "weak trials stop early"),
+            (
+                "report_every",
+                steps // (8 if steps >= _MANY_STEPS and not few else 4),
+                "" if few else "weak trials stop early",
+            ),
+            ("scheduler", "none" if few else None, ""),
             ("time_budget", budget, "for all of it; this machine has no GPU"),
         ],
         "promotion": [
@@ -456,18 +466,19 @@ def _plan(
 ) -> tuple[int, int, int, int, str | None]:
     """Return steps, a multiple of 8, trials, candidates, seeds and a time budget; without a GPU, what 10 minutes allow.
 
-    Half of a trial's steps are counted, since weak ones stop early, and all of a refit's. A step takes 4 operations a
-    weight. Decoders have logits, and weights of 16 bits, with which CPUs are slower.
+    Fewer trials come before fewer steps, since a short training costs more than a choice of few. Of many trials, half
+    of the steps are counted, as weak ones stop early. A step takes 4 operations a weight. Decoders have logits, and
+    weights of 16 bits, with which CPUs are slower.
     """
     if decodes:
         seen = min(_SEVERAL_TIMES * rows, _MOST_SEEN_BY_DECODER)
     else:
         seen = max(min(_MANY_TIMES * rows, _SOME_SEEN), min(_SEVERAL_TIMES * rows, _MOST_SEEN))
-    steps, (trials, candidates, seeds) = max(16, -(-seen // (8 * batch)) * 8), (4, 2, 0) if decodes else (12, 3, 2)
+    steps, plans = max(16, -(-seen // (8 * batch)) * 8), _DECODER_PLANS if decodes else _PLANS
     import torch
 
     if not measured.mean_tokens or torch.cuda.is_available():
-        return steps, trials, candidates, seeds, None
+        return steps, *plans[0], None
     located = locate(base)
     weights: float = _body_weights(located)
     if decodes:
@@ -475,13 +486,14 @@ def _plan(
 
         config = AutoConfig.from_pretrained(located.path).get_text_config()
         weights = 5 * (weights + config.vocab_size * config.hidden_size)
-    tokens = _SECONDS * _OPERATIONS * (os.cpu_count() or 1) / (4 * weights)
-    fitting = 0
-    for tried, refits in ((trials, seeds), (trials, 0), (trials // 2, 0)):
-        fitting = int(tokens / (measured.mean_tokens * batch) / (tried / 2 + candidates * refits))
-        if fitting >= steps:
+    tokens = _TRAINING_SECONDS * _OPERATIONS * (os.cpu_count() or 1) / (4 * weights)
+    for plan in plans:
+        trials, candidates, seeds = plan
+        whole = trials if trials <= _FEW and not decodes else trials / 2
+        fitting = int(tokens / (measured.mean_tokens * batch) / (whole + candidates * seeds))
+        if fitting >= steps * _ENOUGH:
             break
-    return max(16, min(steps, fitting // 8 * 8)), tried, candidates, refits, f"{_SECONDS // 60}m"
+    return max(16, min(steps, fitting // 8 * 8)), *plan, f"{_SECONDS // 60}m"
 
 
 def _prompt(roles: Roles) -> str:

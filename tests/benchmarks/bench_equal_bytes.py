@@ -9,6 +9,8 @@ task, fixed before any row of a test split is scored:
 2. *Form.* At that rate, seed 0: each of its sets of layers, at the largest rank that a budget allows.
 3. *Score.* The form with the best score on validation rows among those that a budget allows, three seeds.
 
+`--base mpnet` is all-mpnet-base-v2, which needs the packages that `loraxs-search spaces bases` names.
+
 A trial has 480 steps of batch 16 and heads that start at a probe. Every trial is scored on validation rows after two
 thirds and all of its steps, which shows whether the curve is flat, and on test rows at its end; nothing is chosen by
 test rows. A learnt number is a byte; each tensor of an adapter and each row of a head has a scale of four, and biases
@@ -29,7 +31,7 @@ from bench_choices import MANY_LABELS, MINILM, TASKS, Scores, make_space, measur
 from scipy.stats import t as student
 
 from loraxs_search.base_model.layers import linear_modules
-from loraxs_search.base_model.locate import locate
+from loraxs_search.base_model.locate import KNOWN_PACKAGES, locate
 from loraxs_search.methods._base import Method
 from loraxs_search.records.codec import Split
 from loraxs_search.records.task import LinearModule
@@ -37,6 +39,7 @@ from loraxs_search.search_space.parameters import resolve_modules
 from loraxs_search.search_space.space import Space
 from loraxs_search.tasks.kinds import kind_of
 
+MPNET = "sentence-transformers/all-mpnet-base-v2"
 BUDGETS = (8 * 1024, 16 * 1024, 32 * 1024)
 STEPS, SEEDS, ROWS = 480, 3, 1000
 RATES: Mapping[str, tuple[float, ...]] = {
@@ -51,6 +54,11 @@ LAYERS: Mapping[str, tuple[str, ...]] = {
     "vera": ("query,value", "value", "attention", "all-linear"),
 }
 RANK = {"lora-xs": "rank", "lora": "rank", "vera": "r"}
+# Section of a space, and what this base calls layers of the list above.
+BASES: Mapping[str, tuple[str, Mapping[str, str]]] = {
+    "minilm": (MINILM, {}),
+    "mpnet": (f"base_model: {{id: {MPNET}, package: {KNOWN_PACKAGES[MPNET].name}}}", {"query": "q", "value": "v"}),
+}
 MOST = {"lora-xs": 384, "lora": 384, "vera": 256}  # VeRA's authors use 256 for the largest models
 TENSORS = {"lora-xs": 1, "lora": 2, "vera": 2}  # of a layer
 
@@ -62,8 +70,8 @@ class Plan:
         quick: Whether a few steps will do, which shows that it runs.
     """
 
-    def __init__(self, task: str, data: Path, *, quick: bool) -> None:
-        self.task, self.data = task, data
+    def __init__(self, task: str, data: Path, base: str, *, quick: bool) -> None:
+        self.task, self.data, self.base = task, data, base
         self.steps, self.seeds, self.rows = (6, 2, 50) if quick else (STEPS, SEEDS, ROWS)
         self.budgets: Sequence[int] = BUDGETS[:1] if quick else BUDGETS
         self.num_rates = 1 if quick else len(RATES["lora"])
@@ -72,17 +80,21 @@ class Plan:
 
     def space(self, arm: str) -> Space:
         if arm not in self._spaces:
-            self._spaces[arm] = make_space(self.task, self.data, arm, self.steps, self.rows, MINILM)
+            self._spaces[arm] = make_space(self.task, self.data, arm, self.steps, self.rows, BASES[self.base][0])
         return self._spaces[arm]
+
+    def layers(self, method: str) -> list[str]:
+        names = BASES[self.base][1]
+        return [",".join(names.get(it, it) for it in layers.split(",")) for layers in LAYERS.get(method, ())]
 
     def forms(self, method: str) -> dict[tuple[str, int], int]:
         """Return the learnt bytes of each form, which is layers and rank, that is the largest in some budget."""
-        space = self.space(arm(method, LAYERS.get(method, ("",))[0], 1, RATES[method][0]))
+        space = self.space(arm(method, next(iter(self.layers(method)), ""), 1, RATES[method][0]))
         model = kind_of(space.task).model
         modules = linear_modules(locate(space.base_model), model)
         head = (model.num_outputs or 0) * (modules[0].in_features + 4 + 4)
         found = {} if method in LAYERS else {("", 0): head}
-        for budget, layers in product(self.budgets, LAYERS.get(method, ())):
+        for budget, layers in product(self.budgets, self.layers(method)):
             names = set(resolve_modules(layers.replace(",", "+"), modules))
             own, trained = [module for module in modules if module.name in names], space.method(method)
 
@@ -109,7 +121,7 @@ class Plan:
             keep(self.known)
 
     def key(self, it: str) -> str:
-        return f"{self.task} {it} {self.steps}"
+        return f"{self.task} {it} {self.steps}" + f" {self.base}" * (self.base != "minilm")
 
     def scores(self, it: str, split: str) -> list[float]:
         """Return an arm's scores at the end, or on validation rows after two thirds of the steps."""
@@ -132,10 +144,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=[*TASKS, *MANY_LABELS])
     parser.add_argument("--methods", nargs="+", default=list(RATES), choices=list(RATES))
+    parser.add_argument("--base", default="minilm", choices=list(BASES))
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
     for task in arguments.tasks:
-        plan = Plan(task, arguments.data.resolve(), quick=arguments.quick)
+        plan = Plan(task, arguments.data.resolve(), arguments.base, quick=arguments.quick)
         if arguments.json and arguments.json.exists():
             plan.known = json.loads(arguments.json.read_text())
         forms = {method: plan.forms(method) for method in arguments.methods}

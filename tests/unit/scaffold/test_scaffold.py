@@ -465,12 +465,23 @@ def test_a_text_with_different_labels_is_said_with_its_lines(drafted):
 # ---- the budget ------------------------------------------------------------------------------------------------------
 def test_without_a_gpu_the_budget_is_minutes(drafted, in_warm_home, monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 2)
-    rows = "text,label\n" + "".join(f"{' '.join(['word'] * 100)} {i},{'ab'[i % 2]}\n" for i in range(5000))
-    for has_gpu in (True, False):
-        monkeypatch.setattr("torch.cuda.is_available", lambda has_gpu=has_gpu: has_gpu)
-        space = yaml.safe_load(drafted("rows.csv", rows, base=None).text)
-        search, seeds = space["search"], space["promotion"]["seeds"]
-        if has_gpu:
-            assert (search["max_steps"], search["trials"], seeds, "time_budget" in search) == (752, 12, 2, False)
-    assert (search["time_budget"], seeds) == ("10m", 0)
-    assert 16 <= search["max_steps"] < 752
+
+    def search_of(words: int, num_rows: int = 5000) -> dict[str, Any]:
+        rows = "".join(f"{' '.join(['word'] * words)} {i},{'ab'[i % 2]}\n" for i in range(num_rows))
+        space = yaml.safe_load(drafted("rows.csv", f"text,label\n{rows}", base=None).text)
+        return {**space["parameters"], **space["search"], **space["promotion"]}
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    search = search_of(100)
+    assert (search["max_steps"], search["trials"], search["seeds"]) == (752, 12, 2)
+    assert search["rank"] == {"choice": [16, 32, 64]} and not {"time_budget", "scheduler"} & search.keys()
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert search_of(5, 300)["trials"] == 12  # few rows are fast, with all of a search
+    short, long = search_of(20), search_of(100)
+    assert (short["max_steps"], short["trials"]) == (752, 4)  # fewer trials come first
+    assert 500 <= search_of(50)["max_steps"] < 752 and search_of(50)["trials"] == 2
+    assert 16 <= long["max_steps"] < 500 and long["trials"] == 2
+    for search in (short, long):
+        assert (search["rank"], search["target_modules"], search["scheduler"]) == (64, "all-linear", "none")
+        assert (search["seeds"], search["time_budget"]) == (0, "10m")
