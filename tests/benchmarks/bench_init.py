@@ -64,15 +64,14 @@ def main() -> None:
         changes = [part for change in arguments.set for part in ("--set", change)]
         printed, launched_s = timed("launch", space, *changes, "--json")
         result = json.loads(printed)
-        finalist = next(trial for trial in result["trials"] if trial.get("finalist"))
-        numbers.append({"task": task, "init_s": drafted_s, "launch_s": launched_s, **finalist})
+        finalist = next((trial for trial in result["trials"] if trial.get("finalist")), None)
+        numbers.append({"task": task, "init_s": drafted_s, "launch_s": launched_s, **(finalist or {})})
         script.keep_numbers(arguments, numbers)
-        chosen = ", ".join(f"{name} {value}" for name, value in finalist["params"].items() if name != "batch_size")
-        print(
-            f"| {task} | {drafted_s:.0f} s | {launched_s:.0f} s | {finalist['test_score']:.4f} |"
-            f" {finalist['stored_bytes']:,} | {chosen} |",
-            flush=True,
-        )
+        found = "| no adapter: no trial came to its end | | |"
+        if finalist:
+            chosen = ", ".join(f"{name} {value}" for name, value in finalist["params"].items() if name != "batch_size")
+            found = f"| {finalist['test_score']:.4f} | {finalist['stored_bytes']:,} | {chosen} |"
+        print(f"| {task} | {drafted_s:.0f} s | {launched_s:.0f} s {found}", flush=True)
 
 
 if __name__ == "__main__":
