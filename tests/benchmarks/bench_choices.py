@@ -74,6 +74,13 @@ PEFT_METHODS = (
 )
 
 
+def files_of(task: str, data: Path) -> dict[str, str]:
+    """Return the file of each split of a task in `TASKS`."""
+    folder = next(place for place in (data / "glue" / task, data / task) if place.is_dir())
+    paths = {split: folder / f"{split}.jsonl.gz" for split in ("train", "validation", "test")}
+    return with_unseen_test(task, {split: str(path) for split, path in paths.items() if path.exists()})
+
+
 def with_unseen_test(task: str, files: Mapping[str, str]) -> dict[str, str]:
     """Return files of a task with the test rows whose texts are in no other split: those of `sts` hold all its rows."""
     rows = {
@@ -103,11 +110,8 @@ def make_space(task: str, data: Path, arm: str, steps: int, rows: int, base: str
         section: dict[str, Any] = {**write_rows(SETS[task](data)), "name": task, "kind": "sequence-classification"}
         section |= {"max_length": 128, "metric": "macro_f1", "metrics": ["macro_f1", "accuracy"]}
     else:
-        folder = next(place for place in (data / "glue" / task, data / task) if place.is_dir())
-        paths = {split: folder / f"{split}.jsonl.gz" for split in ("train", "validation", "test")}
-        files = with_unseen_test(task, {split: str(path) for split, path in paths.items() if path.exists()})
         use, length = TASKS[task]
-        section = {"use": use, "data": {"data_files": files}, "max_length": length}
+        section = {"use": use, "data": {"data_files": files_of(task, data)}, "max_length": length}
     text = f"task: {json.dumps(section | {'validation_rows': rows})}\n{base}{end}"
     return parse_space(text, source=f"{task}.yaml", folder=data, overrides=overrides)
 

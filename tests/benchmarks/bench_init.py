@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import script
-from bench_choices import MANY_LABELS, TASKS, with_unseen_test
+from bench_choices import MANY_LABELS, TASKS, files_of
 from bench_decisions import SETS, write_rows
 
 from loraxs_search.home import home, write_atomic
@@ -28,12 +28,7 @@ from loraxs_search.home import home, write_atomic
 def write_task(task: str, data: Path) -> Path:
     """Write the rows of a task as files beside each other, and return the one of training rows."""
     folder = home() / "benchmarks" / "init" / task
-    if task in MANY_LABELS:
-        files = write_rows(SETS[task](data))["data"]["data_files"]
-    else:
-        source = next(place for place in (data / "glue" / task, data / task) if place.is_dir())
-        paths = {split: source / f"{split}.jsonl.gz" for split in ("train", "validation", "test")}
-        files = with_unseen_test(task, {split: str(path) for split, path in paths.items() if path.exists()})
+    files = write_rows(SETS[task](data))["data"]["data_files"] if task in MANY_LABELS else files_of(task, data)
     for split, file in files.items():
         content = Path(file).read_bytes()
         text = gzip.decompress(content) if file.endswith(".gz") else content
