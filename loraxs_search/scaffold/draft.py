@@ -485,7 +485,7 @@ def _plan(
         from transformers import AutoConfig
 
         config = AutoConfig.from_pretrained(located.path).get_text_config()
-        weights = 5 * (weights + config.vocab_size * config.hidden_size)
+        weights = 2.4 * (weights + config.vocab_size * config.hidden_size)
     tokens = _TRAINING_SECONDS * _OPERATIONS * (os.cpu_count() or 1) / (4 * weights)
     for plan in plans:
         trials, candidates, seeds = plan
