@@ -180,7 +180,7 @@ def init(  # noqa: PLR0913, PLR0917  # each an option
     drop_empty: bool = Option(
         False, "--drop-empty", help="Leave out rows without a text or an answer; the file stays."
     ),
-    test: str | None = Option(None, help="A file of test rows; default: a tenth of yours."),
+    test: str | None = Option(None, help="A file of test rows; default: some of yours."),
     question: str | None = Option(
         None, help="What the task answers, such as 'Is this spam?': `serve` finds it by that."
     ),

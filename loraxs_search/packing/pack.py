@@ -62,7 +62,7 @@ from loraxs_search.records.codec import Split
 from loraxs_search.records.task import LinearModule
 from loraxs_search.records.trial import AdapterSize, TrialReport, TrialSpec
 from loraxs_search.tasks.encoded import Batch, TrainingBatches
-from loraxs_search.tasks.kinds import ForwardRequest, PassOutputs, Request, TaskKind
+from loraxs_search.tasks.kinds import ForwardRequest, PassOutputs, Request, RowScores, TaskKind
 from loraxs_search.tasks.prepared import PreparedTask
 from loraxs_search.trial.attach import attach, check_frozen, detach
 from loraxs_search.trial.evaluate import split_metrics
@@ -546,27 +546,27 @@ class Pack:
         _share_time(slots, tokens, time.perf_counter() - started)
         return errors
 
+    def scores(self, slots: Sequence[Slot], split: Split) -> dict[str, RowScores | LoraxsError]:
+        """Score every row of a split with each slot as it is stored; return the scores, or the error, by its name."""
+        requests = {s.name: s.data.kind.score(s.data, split, np.arange(s.data.num_rows(split))) for s in slots}
+        with ExitStack() as stored:
+            for slot in slots:
+                stored.enter_context(slot.as_stored())
+            try:
+                return dict(self.engine.run(self._placed(slots), requests))
+            except RowTooLongError as error:
+                if len(slots) == 1:
+                    return {slots[0].name: error}
+        return {name: found for slot in slots for name, found in self.scores([slot], split).items()}
+
     def evaluate(self, slots: Sequence[Slot], split: Split) -> dict[str, dict[str, float] | LoraxsError]:
         """Score each slot on every row of a split; return metrics and mean loss, or the error, by the trial's name."""
         started, results = time.perf_counter(), dict[str, dict[str, float] | LoraxsError]()
-        requests = {s.name: s.data.kind.score(s.data, split, np.arange(s.data.num_rows(split))) for s in slots}
-        scores = None
-        try:
-            with ExitStack() as stored:
-                for slot in slots:
-                    stored.enter_context(slot.as_stored())
-                scores = self.engine.run(self._placed(slots), requests)
-        except RowTooLongError as error:
-            if len(slots) == 1:
-                return {slots[0].name: error}
-        if scores is None:
-            return {name: result for slot in slots for name, result in self.evaluate([slot], split).items()}
+        scores = self.scores(slots, split)
         for slot in slots:
             score = scores[slot.name]
             try:
-                results[slot.name] = (
-                    score if isinstance(score, TrialDivergedError) else split_metrics(slot.data, split, score)
-                )
+                results[slot.name] = score if isinstance(score, LoraxsError) else split_metrics(slot.data, split, score)
             except TrialDivergedError as error:
                 results[slot.name] = error
         _share_time(slots, [int(slot.data.lengths(split).sum()) for slot in slots], time.perf_counter() - started)

@@ -20,6 +20,7 @@ from loraxs_search.base_model.locate import KNOWN_PACKAGES, locate
 from loraxs_search.errors import BaseModelError, LoraxsError, TaskDataError, UsageError, unknown_name
 from loraxs_search.home import SHIPPED, disk_faults, file_sha256, home, write_atomic
 from loraxs_search.records.task import BaseModel, BaseModelRef, Task
+from loraxs_search.registry.evidence import MIN_ROWS
 from loraxs_search.scaffold.roles import (
     CHOOSING,
     CLASSES,
@@ -65,12 +66,18 @@ _SOME_SEEN, _MOST_SEEN, _MOST_SEEN_BY_DECODER = 4_800, 32_000, 480  # a decoder 
 _MANY_STEPS = 320  # from here on, weak trials show after an eighth of them
 _SCORED_ROWS = 1_000  # validation rows that tell trials apart at a report
 _FEWEST = 10  # rows of which a tenth can be set aside
+_FEW_CARVED, _FEW_SHARE = 50, 5  # where a tenth of the rows is fewer than so many, a fifth is set aside, up to as many
 _MAX_SHOWN = 20  # classes that are listed
 # Trials, candidates, refits of each: the first plan that fits, or that trains for `_ENOUGH` of the steps.
 _PLANS, _DECODER_PLANS, _ENOUGH = ((12, 3, 2), (4, 2, 0), (3, 2, 0), (2, 2, 0)), ((4, 2, 0), (2, 2, 0)), 2 / 3
-_FEW, _FEW_RANK = 4, 64  # so few classifiers all train to their ends, side by side, at the best rank that was measured
+_SIDE_BY_SIDE, _LARGE_RANK = 4, 64  # so few classifiers all train to their ends, at the best rank that was measured
+# Few rows tell no trials apart: one, of what did best on them. Rank and rate where labels have fewer rows, and where
+# they have more: "Few rows" in tests/benchmarks/README.md.
+_FEW_ROWS, _FEW_STEPS, _FEW_OF_LABEL = 400, 40, 32
+_FEW_PLANS, _FEW_RANK, _SOME_RANK = ((1, 1, 0),), (1, 8.0e-3), (16, 4.0e-3)
 # The budget without a GPU, what of it trains, and what a core computes in a second.
 _SECONDS, _TRAINING_SECONDS, _OPERATIONS = 600, 480, 6e10
+_MOST_CROSS_VALIDATION_S = 90
 _TRAINING = ("train", "training")
 _HELD_OUT = {"validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
@@ -142,9 +149,12 @@ def draft_space(
         ending = "csv" if table.is_separated else "jsonl"
         copy = folder / f"{table.path.name.partition('.')[0]}.plain.{ending}"
     files = {"train": copy or table.path} | {split: own.path for split, own in held_out.items()}
-    set_aside = f"a tenth{' each' * (len(missing) > 1)} is set aside for {' and the '.join(missing)}" * bool(missing)
-    sections = _sections(table, roles, base, measured, len(missing), choices)
-    source = {"data_files": {split: _relative(file, folder) for split, file in files.items()}}
+    carved_rows, set_aside, more = _carved(table.num_rows, missing)
+    warnings += more
+    num_rows = table.num_rows - len(missing) * (carved_rows or table.num_rows // 10)
+    sections = _sections(table, roles, base, measured, num_rows, choices)
+    source: dict[str, Any] = {"data_files": {split: _relative(file, folder) for split, file in files.items()}}
+    source |= {"carved_rows": carved_rows} if carved_rows else {}
     sections["task"].insert(0, ("name", _task_name(data, choices), "the registry keeps a champion for each task name"))
     sections["task"].insert(2, ("data", source, set_aside))
     name, place = table.path.name, shlex.quote(str(path))
@@ -157,13 +167,6 @@ def draft_space(
         f"Run:    loraxs-search launch {place}",
         f"yaml-language-server: $schema={SHIPPED / 'space.schema.json'}",
     ]
-    lines = [f"# {_in_one_line(line)}".rstrip() for line in head]
-    for section, keys in sections.items():
-        lines += ["", f"{section}:"]
-        for key, value, comment in keys:
-            line = f"  {key}: {_in_yaml(value)}"
-            if value is not None:
-                lines.append(f"{line:<{_COMMENTS_AT}}  # {comment}" if comment else line)
     warnings += _different_labels(table, roles) if roles.kind in (CLASSES, LEVELS) else []
     guesses = _guesses(table, roles, base, measured, choices, copy.name if copy else "", held_out)
 
@@ -175,13 +178,15 @@ def draft_space(
                 hint=f"remove it if it is the copy of an earlier {name}; otherwise move it away",
             )
         write_atomic(copy, rows)
-    write_atomic(path, "".join(f"{line}\n" for line in lines))
+    write_atomic(path, _space_text(head, sections))
     try:
         space = load_space(str(path) if path.is_absolute() else f"./{path}")
         if len(bases) > 1:
             best, compared = _probe(space.task, bases)
             draft = draft_space(data, path, replace(choices, base=best.id), index=index, force=True)
             return replace(draft, guesses={**draft.guesses, "base": compared})
+        if carved_rows and KINDS.get(roles.kind).is_linear and measured.mean_tokens:
+            guesses["score"] = _score_few(space, table.num_rows, base, measured)
     except BaseException:
         path.unlink(missing_ok=True)  # else the next try would find it there
         raise
@@ -189,12 +194,12 @@ def draft_space(
 
 
 def _sections(
-    table: Table, roles: Roles, base: BaseModelRef, measured: _Measured, num_carved: int, choices: Choices
+    table: Table, roles: Roles, base: BaseModelRef, measured: _Measured, rows: int, choices: Choices
 ) -> dict[str, list[tuple[str, Any, str]]]:
     """Return the sections of a space but the task's name and data: keys, values (None is left out) and comments.
 
     Args:
-        num_carved: Splits for each of which a tenth of the rows is set aside.
+        rows: Those that are left to train on.
     """
     kind, writes, decodes = roles.kind, roles.kind == WRITING, roles.kind in (WRITING, CHOOSING)
     metrics = list(_METRICS[kind])
@@ -212,7 +217,7 @@ def _sections(
         if choices.metric not in fitting:
             raise UsageError(unknown_name("--metric", choices.metric, fitting), hint=f"metrics of {roles.kind}")
         metrics = [choices.metric, *(name for name in metrics if name != choices.metric)]
-    rows, batch = round(table.num_rows * (1 - num_carved / 10)), _DECODER_BATCH if decodes else _BATCH
+    batch = _DECODER_BATCH if decodes else _BATCH
     steps, trials, candidates, seeds, budget = _plan(rows, batch, decodes, base, measured)
     seen = f"about {(passes := round(steps * batch / rows))} pass{'es' * (passes > 1)} over the training rows"
     if steps * batch / rows < 0.95:
@@ -230,9 +235,17 @@ def _sections(
     cut = "tokens of a row; longer ones lose their ends"
     if decodes:
         cut = "tokens of both: a long prompt loses its beginning, an answer must fit"
-    few = trials <= _FEW and not decodes
-    ranks, modules = {"choice": [8, 16, 32] if decodes else [16, 32, 64]}, {"choice": ["attention", "all-linear"]}
-    rates = [5.0e-4, 1.0e-2] if decodes else [5.0e-4, 4.0e-3] if few else [1.0e-3, 1.6e-2]
+    whole = trials <= _SIDE_BY_SIDE and not decodes
+    rank: Any = {"choice": [8, 16, 32] if decodes else [16, 32, 64]}
+    modules: Any = "all-linear" if whole else {"choice": ["attention", "all-linear"]}
+    rate: Any = {"log_uniform": [5.0e-4, 1.0e-2] if decodes else [1.0e-3, 1.6e-2]}
+    head_rate: Any = {"log_uniform": [2.0e-3, 2.0e-2]}
+    if whole:
+        rank, rate = _LARGE_RANK, {"log_uniform": [5.0e-4, 4.0e-3]}
+    if trials == 1:
+        rank, rate = _FEW_RANK if kind == CLASSES and rows < _FEW_OF_LABEL * len(roles.labels) else _SOME_RANK
+        head_rate = 5.0e-3
+    trained = "few rows tell no trials apart" if trials == 1 else "all of them train to their ends, side by side"
     return {
         "task": [
             ("kind", kind, ""),
@@ -256,21 +269,21 @@ def _sections(
         ],
         "base_model": [("id", base.id, ""), ("package", base.package, "")],
         "parameters": [
-            ("rank", _FEW_RANK if few else ranks, "its square of numbers for each layer, a byte each" if few else ""),
-            ("target_modules", "all-linear" if few else modules, ""),
-            ("learning_rate", {"log_uniform": rates}, ""),
-            ("head_learning_rate", None if decodes else {"log_uniform": [2.0e-3, 2.0e-2]}, ""),
+            ("rank", rank, "its square of numbers for each layer, a byte each" if whole else ""),
+            ("target_modules", modules, ""),
+            ("learning_rate", rate, ""),
+            ("head_learning_rate", None if decodes else head_rate, ""),
             ("batch_size", batch, ""),
         ],
         "search": [
-            ("trials", trials, "all of them train to their ends, side by side" if few else ""),
+            ("trials", trials, trained if whole else ""),
             ("max_steps", steps, f"batches: {seen}"),
             (
                 "report_every",
-                steps // (8 if steps >= _MANY_STEPS and not few else 4),
-                "" if few else "weak trials stop early",
+                steps // (8 if steps >= _MANY_STEPS and not whole else 4),
+                "" if whole else "weak trials stop early",
             ),
-            ("scheduler", "none" if few else None, ""),
+            ("scheduler", "none" if whole else None, ""),
             ("time_budget", budget, "for all of it; this machine has no GPU"),
         ],
         "promotion": [
@@ -340,6 +353,23 @@ def _held_out(table: Table, roles: Roles, choices: Choices) -> tuple[dict[str, T
     return held_out, warnings
 
 
+def _carved(num_rows: int, missing: Sequence[str]) -> tuple[int | None, str, list[str]]:
+    """Return the rows that each missing split gets, None for a tenth; what is said of that; and warnings.
+
+    Of few rows it is a fifth: a tenth would say nothing of an adapter.
+    """
+    if not missing:
+        return None, "", []
+    each, places, usual = " each" * (len(missing) > 1), " and the ".join(missing), num_rows // 10
+    if usual >= _FEW_CARVED:
+        return None, f"a tenth{each} is set aside for {places}", []
+    least = MIN_ROWS if num_rows >= 4 * MIN_ROWS else 1
+    carved, warnings = min(_FEW_CARVED, max(least, num_rows // _FEW_SHARE)), list[str]()
+    if "test" in missing and carved < MIN_ROWS:
+        warnings = [f"{carved} test rows decide nothing: no adapter will be promoted; --test names a file of more"]
+    return carved, f"so many{each} are set aside for {places}", warnings
+
+
 # ---- what is guessed -------------------------------------------------------------------------------------------------
 def _bases(roles: Roles, choices: Choices, folder: Path) -> list[BaseModelRef]:
     """Return the base that is named, or those that are installed: several only if a linear model can compare them."""
@@ -397,6 +427,26 @@ def _probe(task: Task, bases: Sequence[BaseModelRef]) -> tuple[BaseModelRef, str
         f"a base of twice the work is taken if it makes {_WORTH:.0%} fewer errors",
     ]
     return best, f"\n{' ' * 12}".join(shown)
+
+
+def _score_few(space: Space, num_rows: int, base: BaseModelRef, measured: _Measured) -> str:
+    """Return the cross-validated score of the space's first trial, or why there is none."""
+    import torch
+
+    from loraxs_search.scaffold.cross_validation import FOLDS, cross_validate
+
+    operations = 4 * _body_weights(locate(base)) * FOLDS * space.search.max_steps * _BATCH * measured.mean_tokens
+    seconds = operations / (_OPERATIONS * (os.cpu_count() or 1))
+    if seconds > _MOST_CROSS_VALIDATION_S and not torch.cuda.is_available():
+        return f"not cross-validated, which would take {seconds / 60:.0f} minutes here"
+    log.warning("Cross-validating on %d rows: about %.0f s without a GPU.", num_rows, seconds)
+    try:
+        (score, error), (before, other) = cross_validate(space)
+    except LoraxsError as fault:
+        return f"not cross-validated: {fault.message}"
+    adapters = f"{FOLDS} adapters, each trained on four fifths of the {num_rows} rows and scored on the others"
+    shown = f"{space.task.metric} {score:.3f} (standard error {error:.3f}): {adapters}"
+    return f"{shown}; the linear head they start from: {before:.3f} ({other:.3f})"
 
 
 def _body_weights(base: BaseModel) -> int:
@@ -474,7 +524,10 @@ def _plan(
         seen = min(_SEVERAL_TIMES * rows, _MOST_SEEN_BY_DECODER)
     else:
         seen = max(min(_MANY_TIMES * rows, _SOME_SEEN), min(_SEVERAL_TIMES * rows, _MOST_SEEN))
-    steps, plans = max(16, -(-seen // (8 * batch)) * 8), _DECODER_PLANS if decodes else _PLANS
+    steps = max(16, -(-seen // (8 * batch)) * 8)
+    plans: Sequence[tuple[int, int, int]] = _DECODER_PLANS if decodes else _PLANS
+    if rows < _FEW_ROWS and not decodes:
+        steps, plans = max(_FEW_STEPS, steps), _FEW_PLANS
     import torch
 
     if not measured.mean_tokens or torch.cuda.is_available():
@@ -489,7 +542,7 @@ def _plan(
     tokens = _TRAINING_SECONDS * _OPERATIONS * (os.cpu_count() or 1) / (4 * weights)
     for plan in plans:
         trials, candidates, seeds = plan
-        whole = trials if trials <= _FEW and not decodes else trials / 2
+        whole = trials if trials <= _SIDE_BY_SIDE and not decodes else trials / 2
         fitting = int(tokens / (measured.mean_tokens * batch) / (whole + candidates * seeds))
         if fitting >= steps * _ENOUGH:
             break
@@ -565,6 +618,18 @@ def _different_labels(table: Table, roles: Roles) -> list[str]:
     shown = ", ".join(f"{table.places([row])} ({label})" for label, row in twice[0].items()) if twice else ""
     verb = "texts have" if len(twice) > 1 else "text has"
     return [f"{len(twice)} {verb} different labels, such as {shown}"] if twice else []
+
+
+def _space_text(head: Sequence[str], sections: Mapping[str, Sequence[tuple[str, Any, str]]]) -> str:
+    """Return the file of a space: lines of comment, and what `_sections` returns."""
+    lines = [f"# {_in_one_line(line)}".rstrip() for line in head]
+    for section, keys in sections.items():
+        lines += ["", f"{section}:"]
+        for key, value, comment in keys:
+            line = f"  {key}: {_in_yaml(value)}"
+            if value is not None:
+                lines.append(f"{line:<{_COMMENTS_AT}}  # {comment}" if comment else line)
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _in_yaml(value: Any) -> str:

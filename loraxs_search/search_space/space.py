@@ -171,6 +171,12 @@ class Space:
         drawn = ({name: value for name, value in params.items() if name in searched} for params in firsts)
         return [params for params in drawn if params]
 
+    def recipe_params(self) -> dict[str, Scalar]:
+        """Return the params of a trial that draws what the first one does, of a space with the whole recipe."""
+        from optuna.trial import FixedTrial
+
+        return self.suggest(FixedTrial(next(iter(self.first_params()), {})))
+
     def follows_recipe(self, params: Mapping[str, Scalar]) -> bool:
         """Whether a trial learns at the rate of its method's recipe, and has the rest of it that the space has."""
         method = self.method_of(params).name

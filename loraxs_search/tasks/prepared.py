@@ -560,6 +560,13 @@ class PreparedTask(RowSource):
         self.report = report or DataReport()
         self.test_fingerprint, self.slices = test_fingerprint, slices
 
+    def fold(self, train: npt.NDArray[np.int64], held: npt.NDArray[np.int64]) -> PreparedTask:
+        """Return a task of some of the train rows, whose validation and test rows are others of them."""
+        rows: dict[Split, npt.NDArray[np.int64]] = {"train": train, "validation": held, "test": held}
+        splits = {name: self.encoded("train").take(at) for name, at in rows.items()}
+        own = {name: self.labels("train")[at] for name, at in rows.items()}
+        return PreparedTask(self.kind, self.tokenizer, self.data_fingerprint, self.test_fingerprint, splits, own)
+
     def num_rows(self, split: Split) -> int:
         """Return the number of rows; for validation, of those that are scored."""
         return len(self._labels[split])

@@ -151,8 +151,8 @@ def measure(
         else:
             pack = Pack(PeftBase(loaded.model, loaded.factors, modules), max_tokens=budget)
         slots = [pack.join(spec, data) for spec in together]
-        for step in range(1, max(at) + 1):
-            for error in pack.step(slots).values():
+        for step in range(max(at) + 1):
+            for error in pack.step(slots).values() if step else ():
                 raise error
             for split in at.get(step, ()):
                 found: dict[str, Any] = pack.evaluate(slots, split)

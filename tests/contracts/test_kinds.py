@@ -29,6 +29,7 @@ from loraxs_search.tasks.kinds import KINDS, PassOutputs, RequestGenerator, Sect
 from loraxs_search.tasks.prepared import PreparedTask, load_data, prepare
 from loraxs_search.trial.attach import attach
 from loraxs_search.trial.evaluate import score_rows, split_metrics
+from loraxs_search.trial.snapshot import Snapshot
 
 SIZES = {"train": 40, "validation": 13, "test": 11}
 COLUMNS = {"columns": {"text": "text", "label": "label"}}
@@ -335,3 +336,20 @@ def test_packed_trials_are_lone_trials(name, kind, model, base, data):
         slots = [pack.join(own, data) for own in group]
         train(pack, slots, 10)
         world.check_as_alone(pack, slots)
+
+
+@every_kind
+def test_a_trial_taken_up_from_its_snapshot_is_one_that_went_on(name, kind, model, base, data):
+    world = TrialBase()
+    world.base = base
+    world.load(kind.model)
+    pack = world.pack(max_tokens=100)
+    whole = pack.join(world.spec("1", batch_size=5), data)
+    train(pack, [whole], 4)
+    kept = Snapshot.from_bytes(whole.snapshot().to_bytes())
+    train(pack, [whole], 6)
+    again = pack.join(whole.spec, data, kept)
+    train(pack, [again], 6)
+    assert again.step == whole.step == 10
+    for own, other in zip(again.parameters, whole.parameters, strict=True):
+        assert torch.equal(own, other)
