@@ -15,7 +15,7 @@ A trial has 480 steps of batch 16 and heads that start at a probe. Every trial i
 thirds and all of its steps, which shows whether the curve is flat, and on test rows at its end; nothing is chosen by
 test rows. A learnt number is a byte; each tensor of an adapter and each row of a head has a scale of four, and biases
 have four. What a seed or the base's weights give back is not counted. `--json` keeps what was measured: a second run
-continues it.
+continues it. `--figure` draws scores over bytes, with 95 % intervals of the seeds.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import script
 from bench_choices import MANY_LABELS, MINILM, TASKS, Scores, make_space, measure, packs
 from scipy.stats import t as student
@@ -60,7 +62,16 @@ BASES: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "mpnet": (f"base_model: {{id: {MPNET}, package: {KNOWN_PACKAGES[MPNET].name}}}", {"query": "q", "value": "v"}),
 }
 MOST = {"lora-xs": 384, "lora": 384, "vera": 256}  # VeRA's authors use 256 for the largest models
+INK = "#6b7684"
+DRAWN = {
+    "lora-xs": ("LoRA-XS", "#3b82d6"),
+    "lora": ("LoRA", "#cf5a44"),
+    "vera": ("VeRA", "#d6a03b"),
+    "head-only": ("the head alone", "#98a1ab"),
+}
 TENSORS = {"lora-xs": 1, "lora": 2, "vera": 2}  # of a layer
+
+Curve = dict[int, list[float]]  # scores of each seed, by the bytes that are learnt
 
 
 class Plan:
@@ -145,8 +156,9 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=[*TASKS, *MANY_LABELS])
     parser.add_argument("--methods", nargs="+", default=list(RATES), choices=list(RATES))
     parser.add_argument("--base", default="minilm", choices=list(BASES))
+    parser.add_argument("--figure", type=Path, help="an .svg file to draw")
     parser.add_argument("--quick", action="store_true")
-    arguments = parser.parse_args()
+    arguments, panels = parser.parse_args(), dict[str, dict[str, Curve]]()
     for task in arguments.tasks:
         plan = Plan(task, arguments.data.resolve(), arguments.base, quick=arguments.quick)
         if arguments.json and arguments.json.exists():
@@ -168,6 +180,40 @@ def main() -> None:
             for budget in plan.budgets:
                 if it := chosen.get((method, budget)):
                     show(plan, budget, it, arms[it], chosen.get(("lora-xs", budget), it))
+                    curve = panels.setdefault(f"{task}, {plan.space(it).task.metric}", {}).setdefault(method, {})
+                    curve[arms[it]] = plan.scores(it, "test")[: plan.seeds]
+    if arguments.figure:
+        draw(arguments.figure, panels)
+
+
+def half_interval(values: Sequence[float] | npt.NDArray[np.float64]) -> float:
+    """Return half of the 95 % interval of a mean, by Student's t."""
+    return float(student.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
+
+
+def draw(file: Path, panels: Mapping[str, Mapping[str, Curve]]) -> None:
+    """Draw a panel for each task."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    inked: Any = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK)
+    with matplotlib.rc_context({**inked, "svg.hashsalt": "equal bytes", "svg.fonttype": "none", "font.size": 9}):
+        figure = Figure((3.4 * len(panels), 2.8), layout="constrained")
+        for place, (title, curves) in enumerate(panels.items(), 1):
+            axes = figure.add_subplot(1, len(panels), place)
+            for method, curve in curves.items():
+                sizes = np.array(sorted(curve)) / 1024
+                means = [np.mean(curve[size]) for size in sorted(curve)]
+                reach = [half_interval(curve[size]) for size in sorted(curve)]
+                label, colour = DRAWN[method]
+                axes.errorbar(sizes, means, reach, label=label, color=colour, marker="o", ms=4, capsize=3)
+            axes.set_title(title, fontsize=9)
+            axes.set_xscale("log", base=2)
+            axes.set_xticks([1, 2, 4, 8, 16, 32], labels=["1", "2", "4", "8", "16", "32"])
+            axes.set_xlabel("KiB of learnt numbers")
+            axes.grid(alpha=0.25)
+            axes.legend(frameon=False)
+        figure.savefig(file, transparent=True, metadata={"Date": None})
 
 
 def show(plan: Plan, budget: int, it: str, size: int, reference: str) -> None:
@@ -178,7 +224,7 @@ def show(plan: Plan, budget: int, it: str, size: int, reference: str) -> None:
     line += f", validation {np.mean(before):.4f} to {np.mean(after):.4f}"
     if it != reference:
         gains = np.subtract(values, plan.scores(reference, "test")[: plan.seeds])
-        reach = student.ppf(0.975, len(gains) - 1) * gains.std(ddof=1) / len(gains) ** 0.5
+        reach = half_interval(gains)
         line += f", to LoRA-XS {gains.mean():+.4f} ({gains.mean() - reach:+.4f} to {gains.mean() + reach:+.4f})"
     print(line, flush=True)
 

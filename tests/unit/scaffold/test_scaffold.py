@@ -527,3 +527,15 @@ def test_without_a_gpu_the_budget_is_minutes(drafted, in_warm_home, monkeypatch)
     for search in (short, long):
         assert (search["rank"], search["target_modules"], search["scheduler"]) == (64, "all-linear", "none")
         assert (search["seeds"], search["time_budget"]) == (0, "10m")
+
+
+def test_of_a_decoder_two_trials_keep_the_steps_that_ten_minutes_allow(drafted, in_warm_home, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    rows = [
+        {"question": f"{text} and how many are there?", "answer": f"{' '.join(['so'] * 100)} {i}"}
+        for i, text in enumerate(texts(600))
+    ]
+    space = yaml.safe_load(drafted("rows.jsonl", rows, base=None, kind="text-generation").text)
+    assert (space["search"]["max_steps"], space["search"]["trials"]) == (32, 2)
+    assert space["parameters"]["rank"] == {"choice": [8, 16, 32]} and "scheduler" not in space["search"]
