@@ -9,7 +9,7 @@ import numpy as np
 
 from loraxs_search.assets import keep
 from loraxs_search.engine.passes import PassExecutor, workers_for
-from loraxs_search.errors import LoraxsError
+from loraxs_search.errors import LoraxsError, TaskDataError
 from loraxs_search.packing import capacity
 from loraxs_search.packing.host import LoadedBase
 from loraxs_search.packing.pack import Pack, PackedModel
@@ -34,7 +34,7 @@ def cross_validate(space: Space) -> tuple[tuple[float, float], tuple[float, floa
     Args:
         space: Of a task with a head, and files of rows.
     Raises:
-        TaskDataError: the rows do not fit the declaration.
+        TaskDataError: the rows do not fit the declaration, or are fewer than five.
         TrialDivergedError, RowTooLongError: an adapter cannot be trained.
     """
     from sklearn.model_selection import StratifiedGroupKFold
@@ -48,7 +48,11 @@ def cross_validate(space: Space) -> tuple[tuple[float, float], tuple[float, floa
     pack, slots = Pack(base, max_tokens=budget, executor=executor), []
     ids, labels, known = data.encoded("train").ids, data.labels("train"), dict[bytes, int]()
     groups = [known.setdefault(ids.row(row).tobytes(), len(known)) for row in range(len(ids))]
-    strata = labels if labels.ndim == 1 and labels.dtype.kind == "i" else np.zeros(len(ids), np.int64)
+    if len(known) < FOLDS:
+        raise TaskDataError(f"Cross-validation must have {FOLDS} different rows, but there are {len(known)}.")
+    strata = np.zeros(len(ids), np.int64)
+    if labels.ndim == 1 and labels.dtype.kind == "i" and np.bincount(labels).max() >= FOLDS:
+        strata = labels
     params = space.recipe_params()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The least populated class")

@@ -51,7 +51,7 @@ RATES: Mapping[str, tuple[float, ...]] = {
     "head-only": (1.25e-3, 2.5e-3, 5.0e-3, 1.0e-2),
 }
 LAYERS: Mapping[str, tuple[str, ...]] = {
-    "lora-xs": ("all-linear", "attention", "all-linear@last-3"),
+    "lora-xs": ("all-linear", "attention", "all-linear@last-3", "query,value", "value"),
     "lora": ("query,value", "value", "attention", "all-linear@last-1", "all-linear@last-2", "all-linear@last-4"),
     "vera": ("query,value", "value", "attention", "all-linear"),
 }

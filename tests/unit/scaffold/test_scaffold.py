@@ -437,6 +437,14 @@ def test_few_rows_are_scored_by_adapters_that_have_not_seen_them(drafted, in_war
     assert max(score, before) < 0.8
 
 
+def test_of_labels_with_fewer_rows_than_folds_some_fold_has_none(drafted, in_warm_home):
+    rows = [{"text": text, "label": f"kind {i % 6}"} for i, text in enumerate(texts(24))]
+    space = drafted("rows.jsonl", rows, base=QUICKSTART["id"], labels=tuple(f"kind {i}" for i in range(6)))
+    assert "each trained on four fifths of the 24 rows" in space.guesses["score"]
+    space = drafted("rows.jsonl", rows[:4] * 6, base=QUICKSTART["id"], labels=tuple(f"kind {i}" for i in range(4)))
+    assert space.guesses["score"].startswith("not cross-validated: Cross-validation must have 5 different rows")
+
+
 def test_rows_with_files_of_their_own_for_both_splits_are_not_cross_validated(drafted, in_warm_home):
     for name in ("test.csv", "dev.csv"):
         Path(name).write_text(csv_of(20))
