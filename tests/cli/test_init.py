@@ -18,7 +18,7 @@ from loraxs_search.errors import TaskDataError, UsageError
 from loraxs_search.search_space.load import load_space
 from loraxs_search.tasks.prepared import load_data
 
-PLAIN = csv_of()
+PLAIN = csv_of(600)  # few rows would be scored, which takes seconds
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_empty_rows_are_dropped_on_demand(say, rows_folder):
     assert drafted(say, "rows.csv", PLAIN + "one,\n,pos\nsoo,N/A\n").is_error(1, "--drop-empty")
     said = say("init", "rows.csv", "--drop-empty", "--metric", "macro_f1")
     assert said.ok
-    assert "answers     label: neg (30), pos (30)" in said.err
+    assert "answers     label: neg (300), pos (300)" in said.err
     assert "3 rows without text or answer left out" in said.err
     assert load_space("./rows.yaml").task.metric == "macro_f1"
     assert say("check", "rows.yaml", "--data").ok
@@ -70,7 +70,7 @@ def test_options_are_held_against_the_file(say, rows_folder):
 
 
 def test_on_a_terminal_what_cannot_be_known_is_asked_for(say, rows_folder, monkeypatch):
-    rows = "first,second,note\n" + "\n".join(f"{t},{t[::-1]},{t[0]}x{i % 2}" for i, t in enumerate(texts(60)))
+    rows = "first,second,note\n" + "\n".join(f"{t},{t[::-1]},{t[0]}x{i % 2}" for i, t in enumerate(texts(600)))
 
     def typed(answers: str) -> Said:
         monkeypatch.setattr("sys.stdin", stdin := io.StringIO(answers))
@@ -96,8 +96,8 @@ def test_on_a_terminal_what_cannot_be_known_is_asked_for(say, rows_folder, monke
 
 # ---- Python ----------------------------------------------------------------------------------------------------------
 def frame(**changes: Any) -> pd.DataFrame:
-    numbers = [1 / (i + 3) for i in range(60)]
-    return pd.DataFrame({"review": texts(60), "verdict": ["good", "bad"] * 30, "number": numbers, **changes})
+    numbers = [1 / (i + 3) for i in range(600)]
+    return pd.DataFrame({"review": texts(600), "verdict": ["good", "bad"] * 300, "number": numbers, **changes})
 
 
 def drawn(rows: pd.DataFrame, label: str = "verdict", **options: Any) -> tuple[Any, np.ndarray]:
@@ -109,32 +109,32 @@ def drawn(rows: pd.DataFrame, label: str = "verdict", **options: Any) -> tuple[A
 def test_python_makes_a_space_of_a_frame(fresh_home):
     space, answers = drawn(frame())
     assert (space.task.name, space.task.text, space.task.labels) == ("films", "review", ("bad", "good"))
-    assert len(answers) == 60
+    assert len(answers) == 600
     assert fresh_home in Path(space.source).parents
-    assert "verdict: bad (30), good (30)" in str(space)
+    assert "verdict: bad (300), good (300)" in str(space)
     assert drawn(frame())[0] == space, "the same rows and choices are the same space"
     with pytest.raises(UsageError, match="`out` must not exist"):
         drawn(frame(), out=space.source)
-    tiny = [1.23456789e-13 * (i + 1) for i in range(60)]
+    tiny = [1.23456789e-13 * (i + 1) for i in range(600)]
     numbers, answers = drawn(frame(number=tiny), "number", name="numbers")
     assert numbers.task.kind == "regression"
     assert sorted(answers) == sorted(np.float32(tiny)), "every digit is kept"
-    assert drawn(frame(verdict=[0, 1] * 30), labels=[1, 0], name="ids")[0].task.labels == ("1", "0")
+    assert drawn(frame(verdict=[0, 1] * 300), labels=[1, 0], name="ids")[0].task.labels == ("1", "0")
 
 
 def test_a_frame_with_faults_is_refused_or_cleaned(fresh_home):
-    gaps = frame(verdict=[None, float("nan"), *(["good", "bad"] * 29)], day="2024-05-01")
-    gaps.index = range(100, 160)
+    gaps = frame(verdict=[None, float("nan"), *(["good", "bad"] * 299)], day="2024-05-01")
+    gaps.index = range(100, 700)
     with pytest.raises(TaskDataError, match="row 100, row 101 has none") as caught:
         drawn(gaps)
     assert "drop_empty=True" in str(caught.value.hint)
     assert "jsonl" not in f"{caught.value} {caught.value.hint}" and "--" not in f"{caught.value} {caught.value.hint}"
     space, answers = drawn(gaps, drop_empty=True)
-    assert (space.task.labels, len(answers)) == (("bad", "good"), 58)
+    assert (space.task.labels, len(answers)) == (("bad", "good"), 598)
     assert "2 rows without text or answer left out" in str(space)
     twice = frame()
     twice.columns = ["review", "verdict", "verdict"]
-    for rows in (twice, frame(review=pd.Series(["\ud800 so"] * 60, dtype=object))):
+    for rows in (twice, frame(review=pd.Series(["\ud800 so"] * 600, dtype=object))):
         with pytest.raises(UsageError):
             drawn(rows)
     with pytest.raises(UsageError, match="name"):
@@ -152,5 +152,5 @@ def test_python_reads_a_file_that_has_changed_and_another_of_its_name(rows_folde
     (rows_folder / "other").mkdir()
     monkeypatch.chdir(rows_folder / "other")
     spaces.append(drafted_from(PLAIN + ",neg\n"))
-    assert [sum(map(len, load_data(space.task).values())) for space in spaces] == [60, 61, 60]
+    assert [sum(map(len, load_data(space.task).values())) for space in spaces] == [600, 601, 600]
     assert len({space.source for space in spaces}) == 3
