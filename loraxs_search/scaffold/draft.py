@@ -186,7 +186,7 @@ def draft_space(
             draft = draft_space(data, path, replace(choices, base=best.id), index=index, force=True)
             return replace(draft, guesses={**draft.guesses, "base": compared})
         if carved_rows and KINDS.get(roles.kind).is_linear and measured.mean_tokens:
-            guesses["score"] = _score_few(space, table.num_rows, base, measured)
+            guesses["score"] = _score_few(space, table.num_rows, measured)
     except BaseException:
         path.unlink(missing_ok=True)  # else the next try would find it there
         raise
@@ -429,14 +429,14 @@ def _probe(task: Task, bases: Sequence[BaseModelRef]) -> tuple[BaseModelRef, str
     return best, f"\n{' ' * 12}".join(shown)
 
 
-def _score_few(space: Space, num_rows: int, base: BaseModelRef, measured: _Measured) -> str:
+def _score_few(space: Space, num_rows: int, measured: _Measured) -> str:
     """Return the cross-validated score of the space's first trial, or why there is none."""
     import torch
 
     from loraxs_search.scaffold.cross_validation import FOLDS, cross_validate
 
-    operations = 4 * _body_weights(locate(base)) * FOLDS * space.search.max_steps * _BATCH * measured.mean_tokens
-    seconds = operations / (_OPERATIONS * (os.cpu_count() or 1))
+    tokens = FOLDS * space.search.max_steps * _BATCH * measured.mean_tokens
+    seconds = 4 * _body_weights(locate(space.base_model)) * tokens / (_OPERATIONS * (os.cpu_count() or 1))
     if seconds > _MOST_CROSS_VALIDATION_S and not torch.cuda.is_available():
         return f"not cross-validated, which would take {seconds / 60:.0f} minutes here"
     log.warning("Cross-validating on %d rows: about %.0f s without a GPU.", num_rows, seconds)

@@ -26,7 +26,6 @@ import numpy as np
 import script
 from bench_decisions import SETS, write_rows
 from optuna.trial import FixedTrial
-from scipy.stats import t as student
 
 from loraxs_search.assets import keep
 from loraxs_search.base_model.load import bare_body
@@ -75,18 +74,23 @@ PEFT_METHODS = (
 
 
 def files_of(task: str, data: Path) -> dict[str, str]:
-    """Return the file of each split of a task in `TASKS`."""
+    """Return the file of each split of a task in `TASKS` or `MANY_LABELS`."""
+    if task in MANY_LABELS:
+        return dict(write_rows(SETS[task](data))["data"]["data_files"])
     folder = next(place for place in (data / "glue" / task, data / task) if place.is_dir())
     paths = {split: folder / f"{split}.jsonl.gz" for split in ("train", "validation", "test")}
     return with_unseen_test(task, {split: str(path) for split, path in paths.items() if path.exists()})
 
 
+def text_of(file: str) -> str:
+    """Return the lines of a file, which may be compressed."""
+    content = Path(file).read_bytes()
+    return (gzip.decompress(content) if file.endswith(".gz") else content).decode()
+
+
 def with_unseen_test(task: str, files: Mapping[str, str]) -> dict[str, str]:
     """Return files of a task with the test rows whose texts are in no other split: those of `sts` hold all its rows."""
-    rows = {
-        split: [json.loads(line) for line in gzip.decompress(Path(path).read_bytes()).splitlines()]
-        for split, path in files.items()
-    }
+    rows = {split: [json.loads(line) for line in text_of(path).splitlines()] for split, path in files.items()}
 
     def texts(row: dict[str, Any]) -> tuple[str, ...]:
         return tuple(value for value in row.values() if isinstance(value, str))
@@ -187,7 +191,7 @@ def show(task: str, metric: str, arms: dict[str, Scores]) -> None:
                 line += f" ({np.std(values, ddof=1):.3f})"
             if len(values) > 1 and scores is not first:
                 gains = np.subtract(values, first[step])
-                reach = student.ppf(0.975, len(gains) - 1) * gains.std(ddof=1) / len(gains) ** 0.5
+                reach = script.half_interval(gains)
                 line += f", {gains.mean():+.3f} ({gains.mean() - reach:+.3f} to {gains.mean() + reach:+.3f})"
             print(line, flush=True)
 

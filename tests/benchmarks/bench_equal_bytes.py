@@ -27,10 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import script
 from bench_choices import MANY_LABELS, MINILM, TASKS, Scores, make_space, measure, packs
-from scipy.stats import t as student
 
 from loraxs_search.base_model.layers import linear_modules
 from loraxs_search.base_model.locate import KNOWN_PACKAGES, locate
@@ -67,7 +65,7 @@ DRAWN = {
     "lora-xs": ("LoRA-XS", "#3b82d6"),
     "lora": ("LoRA", "#cf5a44"),
     "vera": ("VeRA", "#d6a03b"),
-    "head-only": ("the head alone", "#98a1ab"),
+    "head-only": ("only the head", "#98a1ab"),
 }
 TENSORS = {"lora-xs": 1, "lora": 2, "vera": 2}  # of a layer
 
@@ -186,11 +184,6 @@ def main() -> None:
         draw(arguments.figure, panels)
 
 
-def half_interval(values: Sequence[float] | npt.NDArray[np.float64]) -> float:
-    """Return half of the 95 % interval of a mean, by Student's t."""
-    return float(student.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
-
-
 def draw(file: Path, panels: Mapping[str, Mapping[str, Curve]]) -> None:
     """Draw a panel for each task."""
     import matplotlib
@@ -204,7 +197,7 @@ def draw(file: Path, panels: Mapping[str, Mapping[str, Curve]]) -> None:
             for method, curve in curves.items():
                 sizes = np.array(sorted(curve)) / 1024
                 means = [np.mean(curve[size]) for size in sorted(curve)]
-                reach = [half_interval(curve[size]) for size in sorted(curve)]
+                reach = [script.half_interval(curve[size]) for size in sorted(curve)]
                 label, colour = DRAWN[method]
                 axes.errorbar(sizes, means, reach, label=label, color=colour, marker="o", ms=4, capsize=3)
             axes.set_title(title, fontsize=9)
@@ -224,7 +217,7 @@ def show(plan: Plan, budget: int, it: str, size: int, reference: str) -> None:
     line += f", validation {np.mean(before):.4f} to {np.mean(after):.4f}"
     if it != reference:
         gains = np.subtract(values, plan.scores(reference, "test")[: plan.seeds])
-        reach = half_interval(gains)
+        reach = script.half_interval(gains)
         line += f", to LoRA-XS {gains.mean():+.4f} ({gains.mean() - reach:+.4f} to {gains.mean() + reach:+.4f})"
     print(line, flush=True)
 

@@ -1,4 +1,4 @@
-"""Few rows of a label: the head alone, LoRA-XS of small ranks and LoRA, from the same draws of rows.
+"""Few rows of a label: only the head, LoRA-XS of small ranks and LoRA, from the same draws of rows.
 
     python tests/benchmarks/bench_few_rows.py --data FOLDER --tasks sst2 movie_reviews [--json FILE]
 
@@ -10,14 +10,12 @@ a second run continues it.
 
 from __future__ import annotations
 
-import gzip
 import json
 from pathlib import Path
 
 import numpy as np
 import script
-from bench_choices import MANY_LABELS, TASKS, Scores, files_of, make_space, measure
-from bench_decisions import SETS, write_rows
+from bench_choices import MANY_LABELS, TASKS, Scores, files_of, make_space, measure, text_of
 
 from loraxs_search.home import home, write_atomic
 from loraxs_search.records.codec import Split
@@ -33,9 +31,7 @@ ARMS = {
 
 def draw(task: str, data: Path, per_label: int, seed: int) -> Path:
     """Write so many training rows of each label of a task, always the same ones, and return the file."""
-    files = write_rows(SETS[task](data))["data"]["data_files"] if task in MANY_LABELS else files_of(task, data)
-    content = Path(files["train"]).read_bytes()
-    lines = (gzip.decompress(content) if files["train"].endswith(".gz") else content).decode().splitlines()
+    lines = text_of(files_of(task, data)["train"]).splitlines()
     of_label = dict[str, list[str]]()
     for place in np.random.default_rng(seed).permutation(len(lines)):
         of_label.setdefault(str(json.loads(lines[place])["label"]), []).append(lines[place])
@@ -55,6 +51,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--rows", type=int, default=400, help="validation rows that are scored, at most")
     arguments = parser.parse_args()
+    data = arguments.data.resolve()
     known: dict[str, Scores] = {}
     if arguments.json and arguments.json.exists():
         known = json.loads(arguments.json.read_text())
@@ -64,23 +61,16 @@ def main() -> None:
             keys = {arm: f"{task} {per_label} {arm} {arguments.steps}" for arm in arguments.arms}
             for seed in range(arguments.draws):
                 missing = [arm for arm in keys if len(next(iter(known.get(keys[arm], {"": []}).values()))) == seed]
-                rows = draw(task, arguments.data.resolve(), per_label, seed)
+                place = f"task.data.data_files.train={draw(task, data, per_label, seed)}"
                 spaces = {
-                    arm: make_space(
-                        task,
-                        arguments.data.resolve(),
-                        f"{ARMS[arm]}+task.data.data_files.train={rows}",
-                        arguments.steps,
-                        arguments.rows,
-                    )
+                    arm: make_space(task, data, f"{ARMS[arm]}+{place}", arguments.steps, arguments.rows)
                     for arm in missing
                 }
                 seeds = range(seed, seed + 1)
                 found = measure(spaces, seeds, at) if spaces else {}
                 if "head" in found:
-                    found["head"] = (
-                        measure({"head": spaces["head"]}, seeds, {0: ["validation"]})["head"] | found["head"]
-                    )
+                    probe = measure({"head": spaces["head"]}, seeds, {0: ["validation"]})
+                    found["head"] = probe["head"] | found["head"]
                 for arm, scores in found.items():
                     before = known.get(keys[arm], {})
                     known[keys[arm]] = {step: before.get(step, []) + own for step, own in scores.items()}
@@ -88,11 +78,8 @@ def main() -> None:
             for arm, key in keys.items():
                 for step in (step for step in known[key] if step.isdigit()):
                     values = known[key][step][: arguments.draws]
-                    print(
-                        f"{task}, {per_label} rows a label, {arm}, step {step}: {np.mean(values):.3f}"
-                        f" ({np.std(values, ddof=1):.3f})",
-                        flush=True,
-                    )
+                    score = f"{np.mean(values):.3f} ({np.std(values, ddof=1):.3f})"
+                    print(f"{task}, {per_label} rows a label, {arm}, step {step}: {score}", flush=True)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ handed to `launch`.
 
 from __future__ import annotations
 
-import gzip
 import json
 import subprocess
 import sys
@@ -19,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import script
-from bench_choices import MANY_LABELS, TASKS, files_of
-from bench_decisions import SETS, write_rows
+from bench_choices import MANY_LABELS, TASKS, files_of, text_of
 
 from loraxs_search.home import home, write_atomic
 
@@ -28,11 +26,8 @@ from loraxs_search.home import home, write_atomic
 def write_task(task: str, data: Path) -> Path:
     """Write the rows of a task as files beside each other, and return the one of training rows."""
     folder = home() / "benchmarks" / "init" / task
-    files = write_rows(SETS[task](data))["data"]["data_files"] if task in MANY_LABELS else files_of(task, data)
-    for split, file in files.items():
-        content = Path(file).read_bytes()
-        text = gzip.decompress(content) if file.endswith(".gz") else content
-        write_atomic(folder / f"{split}.jsonl", text.decode())
+    for split, file in files_of(task, data).items():
+        write_atomic(folder / f"{split}.jsonl", text_of(file))
     return folder / "train.jsonl"
 
 
