@@ -439,9 +439,11 @@ def _score_few(space: Space, num_rows: int, measured: _Measured) -> str:
     seconds = 4 * _body_weights(locate(space.base_model)) * tokens / (_OPERATIONS * (os.cpu_count() or 1))
     if seconds > _MOST_CROSS_VALIDATION_S and not torch.cuda.is_available():
         return f"not cross-validated, which would take {seconds / 60:.0f} minutes here"
-    log.warning("Cross-validating on %d rows: about %.0f s without a GPU.", num_rows, seconds)
+    log.warning("Cross-validating on %d rows: about %.0f s without a GPU; Ctrl-C skips it.", num_rows, seconds)
     try:
         (score, error), (before, other) = cross_validate(space)
+    except KeyboardInterrupt:
+        return "not cross-validated: skipped"
     except LoraxsError as fault:
         return f"not cross-validated: {fault.message}"
     adapters = f"{FOLDS} adapters, each trained on four fifths of the {num_rows} rows and scored on the others"

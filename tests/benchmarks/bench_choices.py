@@ -3,8 +3,8 @@
     python tests/benchmarks/bench_choices.py --data FOLDER --arms task.pooling=class task.pooling=mean [--json FILE]
 
 FOLDER holds `glue/TASK/{train,validation,test}.jsonl.gz` and `movie_reviews/...`; for `wordnet` and `fortunes`, the
-unpacked packages of `bench_decisions.py`. An arm is what `launch --set` takes,
-or several of these with `+` between them. Trials of an arm differ in their seed alone. Those of arms with equal tasks
+unpacked packages of `bench_decisions.py`. An arm is what `launch --set` takes, or several of these with `+` between
+them. Trials of an arm differ in their seed alone. Those of arms with equal tasks
 and bases share passes, where their methods can, and others train one by one. Nothing is searched, stopped or promoted.
 Each trial is scored on validation rows after a quarter, half and all of its steps, or on test rows at the end
 (`--split test`); differences to the first arm are paired by seed, with the interval of Student's t. `--json` keeps what
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby, product
 from pathlib import Path
@@ -55,6 +55,7 @@ TASKS = {
     "sts": ("stsb", 96),
 }
 MANY_LABELS = ("wordnet", "fortunes")  # of `bench_decisions.py`
+WRITTEN = {"gsm8k": ("gsm8k", 512)}  # by a decoder, which the arms must name; scored by the loss
 MINILM = """
 base_model:
   id: sentence-transformers/all-MiniLM-L6-v2
@@ -90,7 +91,7 @@ def text_of(file: str) -> str:
 
 def with_unseen_test(task: str, files: Mapping[str, str]) -> dict[str, str]:
     """Return files of a task with the test rows whose texts are in no other split: those of `sts` hold all its rows."""
-    rows = {split: [json.loads(line) for line in text_of(path).splitlines()] for split, path in files.items()}
+    rows = {split: [json.loads(line) for line in text_of(path).split("\n") if line] for split, path in files.items()}
 
     def texts(row: dict[str, Any]) -> tuple[str, ...]:
         return tuple(value for value in row.values() if isinstance(value, str))
@@ -109,25 +110,27 @@ def make_space(task: str, data: Path, arm: str, steps: int, rows: int, base: str
     method = METHODS.importable().get(dict(it.split("=", 1) for it in overrides).get("method", "lora-xs"))
     own = parameter_specs(method) if method else COMMON  # a method of `peft_methods` has the arm's own
     recipe = {name: value for name, value in RECIPE.items() if name in own}
+    if task in WRITTEN:
+        recipe.pop("head_learning_rate")
     end = f"parameters: {json.dumps(recipe)}\n{PEFT_METHODS}search: {{max_steps: {steps}, report_every: {steps}}}\n"
     if task in MANY_LABELS:
         section: dict[str, Any] = {**write_rows(SETS[task](data)), "name": task, "kind": "sequence-classification"}
         section |= {"max_length": 128, "metric": "macro_f1", "metrics": ["macro_f1", "accuracy"]}
     else:
-        use, length = TASKS[task]
+        use, length = {**TASKS, **WRITTEN}[task]
         section = {"use": use, "data": {"data_files": files_of(task, data)}, "max_length": length}
     text = f"task: {json.dumps(section | {'validation_rows': rows})}\n{base}{end}"
     return parse_space(text, source=f"{task}.yaml", folder=data, overrides=overrides)
 
 
 def measure(
-    arms: dict[str, Space], seeds: range, at: Mapping[int, Sequence[Split]], stored_dtype: StoredDtype | None = None
+    arms: dict[str, Space], seeds: range, at: Mapping[int, Sequence[Split]], dtypes: Sequence[StoredDtype] = ()
 ) -> dict[str, Scores]:
     """Return the scores of each arm from each seed; arms share the task and the base.
 
     Args:
         at: Step to the splits that are scored then; the last step is a trial's last.
-        stored_dtype: What every method's numbers are rounded to when they are scored; None leaves it to the arms.
+        dtypes: What the numbers of every method are rounded to when they are scored; none leaves it to the arms.
     """
     space = next(iter(arms.values()))
     loaded = LoadedBase(space.base_model, space.task)
@@ -137,8 +140,6 @@ def measure(
     for arm, own in arms.items():
         params = own.suggest(FixedTrial({}))  # the recipe, with what the arm changes
         specs += [TrialSpec(f"{arm}/{n}", params, own.hyperparameters(params, loaded.modules, n)) for n in seeds]
-    if stored_dtype is not None:
-        specs = [replace(s, hyperparameters=replace(s.hyperparameters, stored_dtype=stored_dtype)) for s in specs]
     if content := fit_linear_probe(data, loaded.model).content:  # none where the base lacks a layer before the output
         probe = keep(content)
         specs = [
@@ -147,7 +148,7 @@ def measure(
             else s
             for s in specs
         ]
-    scores, modules = {arm: Scores() for arm in arms}, [module.name for module in loaded.modules]
+    scores, modules = dict[str, Scores](), [module.name for module in loaded.modules]
     for together in [specs] if space.is_packable else [[spec] for spec in specs]:
         if space.is_packable:
             base = PackedModel(loaded.model, loaded.factors, loaded.modules, num_workers=executor.num_workers)
@@ -158,15 +159,24 @@ def measure(
         for step in range(max(at) + 1):
             for error in pack.step(slots).values() if step else ():
                 raise error
-            for split in at.get(step, ()):
+            for split, dtype in product(at.get(step, ()), dtypes or (None,)):
+                for slot in slots:
+                    hyper = slot.spec.hyperparameters
+                    hyper = replace(hyper, stored_dtype=dtype or hyper.stored_dtype)
+                    slot.spec = replace(slot.spec, hyperparameters=hyper)
                 found: dict[str, Any] = pack.evaluate(slots, split)
-                for slot, metric in product(slots, space.task.metrics):
+                for slot, metric in product(slots, space.task.metrics if data.kind.is_linear else ["loss"]):
                     names = [str(step), split * (len(at[step]) > 1), metric * (metric != space.task.metric)]
-                    report = ", ".join(filter(None, names))
-                    seen = scores[slot.name.rpartition("/")[0]].setdefault(report, [])
+                    arm = slot.name.rpartition("/")[0] + f", {dtype}" * (len(dtypes) > 1)
+                    seen = scores.setdefault(arm, {}).setdefault(", ".join(filter(None, names)), [])
                     seen.append(found[slot.name][metric])
         pack.base.clear()
     return scores
+
+
+def scored(arms: Iterable[str], dtypes: Sequence[StoredDtype]) -> list[str]:
+    """Return the names by which `measure` returns scores of these arms."""
+    return [f"{arm}, {dtype}" for arm, dtype in product(arms, dtypes)] if len(dtypes) > 1 else list(arms)
 
 
 def packs(arms: dict[str, Space], measured: dict[str, int], seeds: int) -> Iterator[tuple[dict[str, Space], range]]:
@@ -200,11 +210,12 @@ def main() -> None:
     parser = script.parser(__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--arms", nargs="+", default=["task.pooling=class", "task.pooling=mean"])
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=[*TASKS, *MANY_LABELS])
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=[*TASKS, *MANY_LABELS, *WRITTEN])
     parser.add_argument("--steps", type=int, default=160)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--rows", type=int, default=1000, help="validation rows that are scored, at most")
     parser.add_argument("--split", default="validation", choices=["validation", "test"], help="rows that are scored")
+    parser.add_argument("--dtypes", nargs="+", default=[], help="score the same numbers as each of these stored dtypes")
     parser.add_argument("--baselines", action="store_true", help="also print what word counts and others reach")
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
@@ -221,10 +232,12 @@ def main() -> None:
             arm: make_space(task, arguments.data.resolve(), arm, arguments.steps, arguments.rows)
             for arm in arguments.arms
         }
-        keys = {arm: f"{task} {arm} {arguments.steps} {arguments.rows}{suffix}" for arm in spaces}
-        measured = {arm: len(known.get(key, {}).get(str(arguments.steps), ())) for arm, key in keys.items()}
+        shown = scored(spaces, arguments.dtypes)
+        keys = {arm: f"{task} {arm} {arguments.steps} {arguments.rows}{suffix}" for arm in shown}
+        every = {arm: len(known.get(key, {}).get(str(arguments.steps), ())) for arm, key in keys.items()}
+        measured = {arm: min(every[it] for it in scored([arm], arguments.dtypes)) for arm in spaces}
         for together, missing in packs(spaces, measured, arguments.seeds):
-            for arm, found in measure(together, missing, at).items():
+            for arm, found in measure(together, missing, at, arguments.dtypes).items():
                 before = known.get(keys[arm], {})
                 known[keys[arm]] = {step: before.get(step, []) + scores for step, scores in found.items()}
             script.keep_numbers(arguments, known)

@@ -9,9 +9,10 @@ task, fixed before any row of a test split is scored:
 2. *Form.* At that rate, seed 0: each of its sets of layers, at the largest rank that a budget allows.
 3. *Score.* The form with the best score on validation rows among those that a budget allows, three seeds.
 
-`--base mpnet` is all-mpnet-base-v2, which needs the packages that `loraxs-search spaces bases` names.
+`--base mpnet` is all-mpnet-base-v2, which needs the packages that `loraxs-search spaces bases` names. `--budgets` are
+other numbers of KiB, each of them planned by itself but for the rate.
 
-A trial has 480 steps of batch 16 and heads that start at a probe. Every trial is scored on validation rows after two
+A trial has `--steps` of batch 16 and heads that start at a probe. Every trial is scored on validation rows after two
 thirds and all of its steps, which shows whether the curve is flat, and on test rows at its end; nothing is chosen by
 test rows. A learnt number is a byte; each tensor of an adapter and each row of a head has a scale of four, and biases
 have four. What a seed or the base's weights give back is not counted. `--json` keeps what was measured: a second run
@@ -40,8 +41,7 @@ from loraxs_search.search_space.space import Space
 from loraxs_search.tasks.kinds import kind_of
 
 MPNET = "sentence-transformers/all-mpnet-base-v2"
-BUDGETS = (8 * 1024, 16 * 1024, 32 * 1024)
-STEPS, SEEDS, ROWS = 480, 3, 1000
+FIRST, SEEDS, ROWS = 16 * 1024, 3, 1000
 RATES: Mapping[str, tuple[float, ...]] = {
     "lora-xs": (2.0e-3, 4.0e-3, 8.0e-3, 1.6e-2),
     "lora": (1.25e-3, 2.5e-3, 5.0e-3, 1.0e-2),
@@ -54,10 +54,16 @@ LAYERS: Mapping[str, tuple[str, ...]] = {
     "vera": ("query,value", "value", "attention", "all-linear"),
 }
 RANK = {"lora-xs": "rank", "lora": "rank", "vera": "r"}
-# Section of a space, and what this base calls layers of the list above.
-BASES: Mapping[str, tuple[str, Mapping[str, str]]] = {
-    "minilm": (MINILM, {}),
-    "mpnet": (f"base_model: {{id: {MPNET}, package: {KNOWN_PACKAGES[MPNET].name}}}", {"query": "q", "value": "v"}),
+# Of twice the width and depth, LoRA of rank 1 in all value layers is 18 KB.
+MPNET_LAYERS: Mapping[str, tuple[str, ...]] = {
+    "lora-xs": ("all-linear", "attention", "all-linear@last-3", "q,v", "v"),
+    "lora": ("v@last-4", "v@last-8", "v", "attention@last-2", "all-linear@last-1", "all-linear@last-2"),
+    "vera": ("q,v", "v", "attention", "all-linear"),
+}
+# Section of a space, and the sets of layers of each method.
+BASES: Mapping[str, tuple[str, Mapping[str, tuple[str, ...]]]] = {
+    "minilm": (MINILM, LAYERS),
+    "mpnet": (f"base_model: {{id: {MPNET}, package: {KNOWN_PACKAGES[MPNET].name}}}\n", MPNET_LAYERS),
 }
 MOST = {"lora-xs": 384, "lora": 384, "vera": 256}  # VeRA's authors use 256 for the largest models
 INK = "#6b7684"
@@ -76,13 +82,14 @@ class Plan:
     """The trials of a task.
 
     Args:
+        budgets: In KiB.
         quick: Whether a few steps will do, which shows that it runs.
     """
 
-    def __init__(self, task: str, data: Path, base: str, *, quick: bool) -> None:
+    def __init__(self, task: str, data: Path, base: str, steps: int, budgets: Sequence[int], *, quick: bool) -> None:
         self.task, self.data, self.base = task, data, base
-        self.steps, self.seeds, self.rows = (6, 2, 50) if quick else (STEPS, SEEDS, ROWS)
-        self.budgets: Sequence[int] = BUDGETS[:1] if quick else BUDGETS
+        self.steps, self.seeds, self.rows = (6, 2, 50) if quick else (steps, SEEDS, ROWS)
+        self.budgets = [1024 * budget for budget in budgets]
         self.num_rates = 1 if quick else len(RATES["lora"])
         self.known: dict[str, Scores] = {}
         self._spaces: dict[str, Space] = {}
@@ -92,9 +99,8 @@ class Plan:
             self._spaces[arm] = make_space(self.task, self.data, arm, self.steps, self.rows, BASES[self.base][0])
         return self._spaces[arm]
 
-    def layers(self, method: str) -> list[str]:
-        names = BASES[self.base][1]
-        return [",".join(names.get(it, it) for it in layers.split(",")) for layers in LAYERS.get(method, ())]
+    def layers(self, method: str) -> Sequence[str]:
+        return BASES[self.base][1].get(method, ())
 
     def forms(self, method: str) -> dict[tuple[str, int], int]:
         """Return the learnt bytes of each form, which is layers and rank, that is the largest in some budget."""
@@ -124,7 +130,7 @@ class Plan:
         at: dict[int, list[Split]] = {2 * self.steps // 3: ["validation"], self.steps: ["validation", "test"]}
         measured = {it: len(self.known.get(self.key(it), {}).get(str(2 * self.steps // 3), ())) for it in arms}
         for together, missing in packs({it: self.space(it) for it in arms}, measured, seeds):
-            for it, found in measure(together, missing, at, "int8").items():
+            for it, found in measure(together, missing, at, ["int8"]).items():
                 before = self.known.get(self.key(it), {})
                 self.known[self.key(it)] = {step: before.get(step, []) + own for step, own in found.items()}
             keep(self.known)
@@ -154,17 +160,20 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=[*TASKS, *MANY_LABELS])
     parser.add_argument("--methods", nargs="+", default=list(RATES), choices=list(RATES))
     parser.add_argument("--base", default="minilm", choices=list(BASES))
+    parser.add_argument("--steps", type=int, default=480)
+    parser.add_argument("--budgets", type=int, nargs="+", default=[8, 16, 32], help="KiB")
     parser.add_argument("--figure", type=Path, help="an .svg file to draw")
     parser.add_argument("--quick", action="store_true")
     arguments, panels = parser.parse_args(), dict[str, dict[str, Curve]]()
     for task in arguments.tasks:
-        plan = Plan(task, arguments.data.resolve(), arguments.base, quick=arguments.quick)
+        given = arguments.base, arguments.steps, arguments.budgets
+        plan = Plan(task, arguments.data.resolve(), *given, quick=arguments.quick)
         if arguments.json and arguments.json.exists():
             plan.known = json.loads(arguments.json.read_text())
         forms = {method: plan.forms(method) for method in arguments.methods}
         chosen: dict[tuple[str, int], str] = {}
         for method, own in forms.items():
-            first = max(own, key=lambda form: (form[0] == next(iter(own))[0], own[form] <= BUDGETS[1], own[form]))
+            first = max(own, key=lambda form: (form[0] == next(iter(own))[0], own[form] <= FIRST, own[form]))
             rates = {arm(method, *first, rate): rate for rate in RATES[method][: plan.num_rates]}
             plan.train(list(rates), 1, lambda known: script.keep_numbers(arguments, known))
             rate = rates[plan.best(list(rates))]

@@ -9,6 +9,7 @@ import io
 import json
 import random
 import re
+import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from transformers import BertConfig, BertModel
 
 from loraxs_search.base_model.locate import KnownPackage
 from loraxs_search.errors import LoraxsError, TaskDataError, UsageError
+from loraxs_search.scaffold import cross_validation
 from loraxs_search.scaffold.draft import DraftedSpace, draft_space
 from loraxs_search.scaffold.roles import Choices, UndecidedError
 from loraxs_search.tasks.prepared import load_data
@@ -436,12 +438,20 @@ def test_few_rows_are_scored_by_adapters_that_have_not_seen_them(drafted, in_war
     assert max(score, before) < 0.8
 
 
-def test_of_labels_with_fewer_rows_than_folds_some_fold_has_none(drafted, in_warm_home):
+def test_of_labels_with_fewer_rows_than_folds_some_fold_has_none(drafted, in_warm_home, monkeypatch):
+    monkeypatch.setattr("loraxs_search.scaffold.draft._FEW_STEPS", 4)  # how well they answer is not the question
     rows = [{"text": text, "label": f"kind {i % 6}"} for i, text in enumerate(texts(24))]
     space = drafted("rows.jsonl", rows, base=QUICKSTART["id"], labels=tuple(f"kind {i}" for i in range(6)))
     assert "each trained on four fifths of the 24 rows" in space.guesses["score"]
     space = drafted("rows.jsonl", rows[:4] * 6, base=QUICKSTART["id"], labels=tuple(f"kind {i}" for i in range(4)))
     assert space.guesses["score"].startswith("not cross-validated: Cross-validation must have 5 different rows")
+
+
+def test_ctrl_c_skips_cross_validation_and_keeps_the_space(drafted, monkeypatch):
+    monkeypatch.setattr(cross_validation, "LoadedBase", lambda *_: signal.raise_signal(signal.SIGINT))
+    space = drafted("train.csv", csv_of(48), base=QUICKSTART["id"])
+    assert space.guesses["score"] == "not cross-validated: skipped"
+    assert Path(space.source).exists()
 
 
 def test_rows_with_files_of_their_own_for_both_splits_are_not_cross_validated(drafted, in_warm_home):
