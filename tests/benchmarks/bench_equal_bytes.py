@@ -54,6 +54,8 @@ LAYERS: Mapping[str, tuple[str, ...]] = {
     "vera": ("query,value", "value", "attention", "all-linear"),
 }
 RANK = {"lora-xs": "rank", "lora": "rank", "vera": "r"}
+# Of less than 8 KiB, where LoRA of rank 1 in all value layers is 5 KB; on MiniLM.
+FEWER_LAYERS: Mapping[str, tuple[str, ...]] = {"lora": ("value@last-4", "value@last-2", "value@last-1")}
 # Of twice the width and depth, LoRA of rank 1 in all value layers is 18 KB.
 MPNET_LAYERS: Mapping[str, tuple[str, ...]] = {
     "lora-xs": ("all-linear", "attention", "all-linear@last-3", "q,v", "v"),
@@ -100,7 +102,8 @@ class Plan:
         return self._spaces[arm]
 
     def layers(self, method: str) -> Sequence[str]:
-        return BASES[self.base][1].get(method, ())
+        fewer = FEWER_LAYERS.get(method, ()) if self.base == "minilm" and self.budgets[0] < 8 * 1024 else ()
+        return *fewer, *BASES[self.base][1].get(method, ())
 
     def forms(self, method: str) -> dict[tuple[str, int], int]:
         """Return the learnt bytes of each form, which is layers and rank, that is the largest in some budget."""
