@@ -29,16 +29,16 @@ def rounded(value: Tensor, dtype: StoredDtype, *, is_head: bool) -> Tensor:
     Args:
         value: Of an adapter, (..., rows, columns) or a vector, or a parameter of a head.
     """
+    numbers, scales = _narrowed(value, dtype, is_head=is_head)
+    return numbers.float() if scales is None else numbers * scales
+
+
+def _narrowed(value: Tensor, dtype: StoredDtype, *, is_head: bool) -> tuple[Tensor, Tensor | None]:
+    """Return numbers in `dtype`, a head's biases in float32, and for int8 float32 scales that broadcast with them."""
     if dtype == "float32" or (is_head and value.dim() < 2):
-        return value
+        return value, None
     if dtype == "float16":
-        return value.half().float()
-    codes, scales = _quantized(value, is_head=is_head)
-    return codes * scales
-
-
-def _quantized(value: Tensor, *, is_head: bool) -> tuple[Tensor, Tensor]:
-    """Return codes, int8 like `value`, and float32 scales that broadcast with them."""
+        return value.half(), None
     axes = (-1,) if is_head or value.dim() < 2 else (-2, -1)
     largest = value.abs().amax(axes, keepdim=True).float()
     mantissa, exponent = torch.frexp(largest / _MOST)
@@ -59,13 +59,9 @@ def compact(tensors: Mapping[str, Tensor], dtype: StoredDtype) -> dict[str, Tens
         found[f"{ROOT}{R}"] = torch.stack([tensors[name] for name in own])
     made = dict[str, Tensor]()
     for name, value in found.items():
-        is_head = name != f"{ROOT}{R}"
-        if dtype == "float32" or (is_head and value.dim() < 2):
-            made[name] = value.contiguous()
-        elif dtype == "float16":
-            made[name] = value.half().contiguous()
-        else:
-            made[name], scales = _quantized(value, is_head=is_head)
+        numbers, scales = _narrowed(value, dtype, is_head=name != f"{ROOT}{R}")
+        made[name] = numbers.contiguous()
+        if scales is not None:
             made[f"{name}{SCALE}"] = scales.flatten()
     return made
 

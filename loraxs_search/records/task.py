@@ -171,6 +171,8 @@ class DataSource:
     """How many training rows are set aside for each split that is missing. The default is a tenth of them."""
     train_rows: Count | None = None
     """Most training rows to learn from. A hash of their texts decides which."""
+    held_out_rows: Count | None = None
+    """Most validation rows, and most test rows. A hash of their texts decides which."""
 
     @property
     def elsewhere(self) -> dict[Split, SplitSource]:

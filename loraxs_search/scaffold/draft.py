@@ -45,6 +45,7 @@ from loraxs_search.tasks.rows import MalformedFileError, is_text
 log = logging.getLogger(__name__)
 
 _WORTH = 0.1  # of the errors of a probe: what a base that costs twice as much must save
+_HARDLY = 0.05  # of them: less says nothing. On CoLA neither base's probe learns anything; trained, one does.
 _METRICS: Mapping[str, tuple[str, ...]] = {
     CLASSES: ("accuracy", "macro_f1"),
     LEVELS: ("mae", "quadratic_kappa", "accuracy"),
@@ -67,9 +68,11 @@ _MANY_STEPS = 320  # from here on, weak trials show after an eighth of them
 _SCORED_ROWS = 1_000  # validation rows that tell trials apart at a report
 _FEWEST = 10  # rows of which a tenth can be set aside
 _FEW_CARVED, _FEW_SHARE = 50, 5  # where a tenth of the rows is fewer than so many, a fifth is set aside, up to as many
+# Without a GPU, a decoder writes one to five answers a second: rows held out, and those whose loss a report scores.
+_MOST_HELD_OUT, _SCORED_BY_DECODER = 200, 64
 _MAX_SHOWN = 20  # classes that are listed
 # Trials, candidates, refits of each: the first plan that fits, or that trains for `_ENOUGH` of the steps.
-_PLANS, _DECODER_PLANS, _ENOUGH = ((12, 3, 2), (4, 2, 0), (3, 2, 0), (2, 2, 0)), ((4, 2, 0), (2, 2, 0)), 2 / 3
+_PLANS, _DECODER_PLANS, _ENOUGH = ((12, 3, 2), (4, 2, 0), (3, 2, 0), (2, 2, 0)), ((4, 2, 0), (2, 1, 0)), 2 / 3
 _SIDE_BY_SIDE, _LARGE_RANK = 4, 64  # so few classifiers all train to their ends, at the best rank that was measured
 # Few rows tell no trials apart: one, of what did best on them. Rank and rate where labels have fewer rows, and where
 # they have more: "Few rows" in tests/benchmarks/README.md.
@@ -149,14 +152,14 @@ def draft_space(
         ending = "csv" if table.is_separated else "jsonl"
         copy = folder / f"{table.path.name.partition('.')[0]}.plain.{ending}"
     files = {"train": copy or table.path} | {split: own.path for split, own in held_out.items()}
-    carved_rows, set_aside, more = _carved(table.num_rows, missing)
+    is_slow = measured.is_timed and roles.kind in (WRITING, CHOOSING)
+    limits, set_aside, more = _held_out_rows(table.num_rows, missing, held_out, is_slow=is_slow)
     warnings += more
-    num_rows = table.num_rows - len(missing) * (carved_rows or table.num_rows // 10)
+    num_rows = table.num_rows - len(missing) * limits.get("carved_rows", table.num_rows // 10)
     sections = _sections(table, roles, base, measured, num_rows, choices)
     source: dict[str, Any] = {"data_files": {split: _relative(file, folder) for split, file in files.items()}}
-    source |= {"carved_rows": carved_rows} if carved_rows else {}
     sections["task"].insert(0, ("name", _task_name(data, choices), "the registry keeps a champion for each task name"))
-    sections["task"].insert(2, ("data", source, set_aside))
+    sections["task"].insert(2, ("data", source | limits, set_aside))
     name, place = table.path.name, shlex.quote(str(path))
     copied = f"Rows are read from {copy.name}, a copy of {name}: change them there. For a new {name}," if copy else ""
     head = [
@@ -185,7 +188,7 @@ def draft_space(
             best, compared = _probe(space.task, bases)
             draft = draft_space(data, path, replace(choices, base=best.id), index=index, force=True)
             return replace(draft, guesses={**draft.guesses, "base": compared})
-        if carved_rows and KINDS.get(roles.kind).is_linear and measured.mean_tokens:
+        if "carved_rows" in limits and KINDS.get(roles.kind).is_linear and measured.mean_tokens:
             guesses["score"] = _score_few(space, table.num_rows, measured)
     except BaseException:
         path.unlink(missing_ok=True)  # else the next try would find it there
@@ -235,6 +238,9 @@ def _sections(
     cut = "tokens of a row; longer ones lose their ends"
     if decodes:
         cut = "tokens of both: a long prompt loses its beginning, an answer must fit"
+    scored = _SCORED_ROWS if table.num_rows > 10 * _SCORED_ROWS else None
+    if writes and budget:
+        scored = _SCORED_BY_DECODER
     whole = trials <= _SIDE_BY_SIDE and not decodes
     rank: Any = {"choice": [8, 16, 32] if decodes else [16, 32, 64]}
     modules: Any = "all-linear" if whole else {"choice": ["attention", "all-linear"]}
@@ -261,11 +267,7 @@ def _sections(
             ("question", choices.question, "`serve` gives such questions to this task"),
             ("metrics", metrics, first),
             ("max_length", measured.max_length, cut),
-            (
-                "validation_rows",
-                _SCORED_ROWS if table.num_rows > 10 * _SCORED_ROWS else None,
-                "scored at each report; candidates are scored on all of them",
-            ),
+            ("validation_rows", scored, "scored at each report; candidates are scored on all of them"),
         ],
         "base_model": [("id", base.id, ""), ("package", base.package, "")],
         "parameters": [
@@ -353,21 +355,29 @@ def _held_out(table: Table, roles: Roles, choices: Choices) -> tuple[dict[str, T
     return held_out, warnings
 
 
-def _carved(num_rows: int, missing: Sequence[str]) -> tuple[int | None, str, list[str]]:
-    """Return the rows that each missing split gets, None for a tenth; what is said of that; and warnings.
+def _held_out_rows(
+    num_rows: int, missing: Sequence[str], held_out: Mapping[str, Table], *, is_slow: bool
+) -> tuple[dict[str, int], str, list[str]]:
+    """Return the keys of `data` that say how many rows are held out, what is said of that, and warnings.
 
-    Of few rows it is a fifth: a tenth would say nothing of an adapter.
+    A tenth for each missing split needs no key. Of few rows it is a fifth: a tenth would say nothing of an adapter.
+
+    Args:
+        is_slow: Whether a decoder answers without a GPU.
     """
-    if not missing:
-        return None, "", []
     each, places, usual = " each" * (len(missing) > 1), " and the ".join(missing), num_rows // 10
-    if usual >= _FEW_CARVED:
-        return None, f"a tenth{each} is set aside for {places}", []
+    if is_slow and max(usual if missing else 0, *(own.num_rows for own in held_out.values()), 0) > _MOST_HELD_OUT:
+        limits = {"held_out_rows": _MOST_HELD_OUT}
+        if missing:
+            limits["carved_rows"] = min(usual, _MOST_HELD_OUT)
+        return limits, "few validation and test rows: answers take long without a GPU", []
+    if not missing or usual >= _FEW_CARVED:
+        return {}, f"a tenth{each} is set aside for {places}" if missing else "", []
     least = MIN_ROWS if num_rows >= 4 * MIN_ROWS else 1
     carved, warnings = min(_FEW_CARVED, max(least, num_rows // _FEW_SHARE)), list[str]()
     if "test" in missing and carved < MIN_ROWS:
         warnings = [f"{carved} test rows decide nothing: no adapter will be promoted; --test names a file of more"]
-    return carved, f"so many{each} are set aside for {places}", warnings
+    return {"carved_rows": carved}, f"so many{each} are set aside for {places}", warnings
 
 
 # ---- what is guessed -------------------------------------------------------------------------------------------------
@@ -409,12 +419,14 @@ def _probe(task: Task, bases: Sequence[BaseModelRef]) -> tuple[BaseModelRef, str
     log.warning("Probing %d base models on some training rows; --base names one instead.", len(bases))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     lines, best, least, work, first_work = [("base model", task.metric, "work", "probed in")], bases[0], math.nan, 0, 0
+    found = list[float]()
     for ref in bases:  # the cheapest first
         started, base = time.perf_counter(), locate(ref)
         data = prepare(task, load_tokenizer(base))
         model = load_model(base, data.kind.model, dtype=choose_dtype("auto", device), device=device)
         score, own_work = probe_body(data, bare_body(model), device), _body_weights(base)
         errors, first_work = 1 - score if task.direction == "maximize" else score, first_work or own_work
+        found.append(errors)
         if math.isnan(least) or errors <= least * (1 - _WORTH) ** math.log2(own_work / work):
             best, least, work = ref, errors, own_work
         seconds = f"{time.perf_counter() - started:.0f} s"
@@ -426,6 +438,8 @@ def _probe(task: Task, bases: Sequence[BaseModelRef]) -> tuple[BaseModelRef, str
         f"{task.metric}: of a linear model on the frozen base, cross-validated; work: of a step of training",
         f"a base of twice the work is taken if it makes {_WORTH:.0%} fewer errors",
     ]
+    if all(errors > (1 - _HARDLY) * found[0] for errors in found[1:]):
+        shown.append("the linear model hardly tells these bases apart: training may, so try --base with the others too")
     return best, f"\n{' ' * 12}".join(shown)
 
 
@@ -467,6 +481,13 @@ class _Measured:
     reason: str
     answer_tokens: int = 0
     mean_tokens: float = 0.0
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether a search is planned for ten minutes: without a GPU, where tokens were counted."""
+        import torch
+
+        return self.mean_tokens > 0 and not torch.cuda.is_available()
 
 
 def _measure(table: Table, roles: Roles, base: BaseModelRef, choices: Choices) -> _Measured:
@@ -530,9 +551,7 @@ def _plan(
     plans: Sequence[tuple[int, int, int]] = _DECODER_PLANS if decodes else _PLANS
     if rows < _FEW_ROWS and not decodes:
         steps, plans = max(_FEW_STEPS, steps), _FEW_PLANS
-    import torch
-
-    if not measured.mean_tokens or torch.cuda.is_available():
+    if not measured.is_timed:
         return steps, *plans[0], None
     located = locate(base)
     weights: float = _body_weights(located)

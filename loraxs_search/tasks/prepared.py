@@ -408,7 +408,7 @@ def _group(value: object) -> str:
 def _carve(task: Task, rows: dict[Split, Rows], place: str) -> dict[Split, Rows]:
     """Take the missing splits out of train: test first, then validation, a tenth of train each or `carved_rows`.
 
-    Of the rest, `train_rows` stay.
+    Of each split no more rows stay than the source says.
 
     A row goes where a hash of its text says, so equal texts stay on one side, and neither the order of rows nor any
     library's generator plays a part. A text of more rows than a split should have goes to train, if there are others.
@@ -423,9 +423,7 @@ def _carve(task: Task, rows: dict[Split, Rows], place: str) -> dict[Split, Rows]
             f"it, a tenth each, but {place} gives {labelled.sum()}.",
             hint="give more rows, or the other splits as their own files",
         )
-    pairs = train.pairs if train.pairs is not None else [""] * len(train)
-    contents = (f"{_CARVE_SEED}\0{text}\0{pair}".encode() for text, pair in zip(train.texts, pairs, strict=True))
-    keys = np.array([hashlib.blake2b(content, digest_size=8).hexdigest() for content in contents])
+    keys = _keys(train)
     size = task.source.carved_rows or max(1, round(int(labelled.sum()) * _CARVED_SHARE))
     texts, of_row, counts = np.unique(keys, return_inverse=True, return_counts=True)
     counts[of_row[~labelled]] = len(train) + 1  # without a label, rows stay in train
@@ -438,9 +436,11 @@ def _carve(task: Task, rows: dict[Split, Rows], place: str) -> dict[Split, Rows]
         place_of[dealt[first:end]], first = position, end
         carved[name] = train.take(np.flatnonzero(place_of[of_row] == position))
     kept = np.flatnonzero(place_of[of_row] == len(missing))
-    if task.source.train_rows is not None:
-        kept = np.sort(kept[np.argsort(keys[kept], kind="stable")[: task.source.train_rows]])
     carved["train"] = train if len(kept) == len(train) else train.take(kept)
+    for name in SPLITS:
+        limit = task.source.train_rows if name == "train" else task.source.held_out_rows
+        if limit is not None and len(carved[name]) > limit:
+            carved[name] = carved[name].take(np.sort(np.argsort(_keys(carved[name]), kind="stable")[:limit]))
     for name in SPLITS:
         if not len(carved[name]):
             raise TaskDataError(
@@ -448,6 +448,13 @@ def _carve(task: Task, rows: dict[Split, Rows], place: str) -> dict[Split, Rows]
                 hint="check the file, or the splits of the data set: rows of one text stay together",
             )
     return {name: carved[name] for name in SPLITS}
+
+
+def _keys(rows: Rows) -> npt.NDArray[np.str_]:
+    """Return hashes of texts, in whose order rows are dealt."""
+    pairs = rows.pairs if rows.pairs is not None else [""] * len(rows)
+    contents = (f"{_CARVE_SEED}\0{text}\0{pair}".encode() for text, pair in zip(rows.texts, pairs, strict=True))
+    return np.array([hashlib.blake2b(content, digest_size=8).hexdigest() for content in contents])
 
 
 # ---- tokens ----------------------------------------------------------------------------------------------------------

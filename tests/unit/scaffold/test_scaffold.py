@@ -336,7 +336,9 @@ def test_a_sentence_with_more_words_than_tags_is_named(drafted):
 
 
 # ---- bases -----------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(("score", "chosen"), [(0.83, "small"), (0.84, "large"), (float("nan"), "small")])
+@pytest.mark.parametrize(
+    ("score", "chosen"), [(0.83, "small"), (0.84, "large"), (0.805, "small"), (float("nan"), "small")]
+)
 def test_of_installed_bases_the_larger_must_make_fewer_errors_for_its_work(
     drafted, install, tmp_path, monkeypatch, score, chosen
 ):
@@ -355,6 +357,7 @@ def test_of_installed_bases_the_larger_must_make_fewer_errors_for_its_work(
     made = drafted("rows.csv", PLAIN, base=None)
     assert (made.base_model.id, made.base_model.package) == (f"org/{chosen}-base", f"{chosen}-base")
     assert "0.800" in made.guesses["base"] and "4x" in made.guesses["base"]
+    assert ("hardly tells" in made.guesses["base"]) == (score == 0.805)
     scores.clear()  # a base that is named, or the only one, is not probed
     assert drafted("rows.csv", PLAIN, base="org/large-base").base_model.id == "org/large-base"
     del known["org/small-base"]
@@ -548,11 +551,20 @@ def test_without_a_gpu_the_budget_is_minutes(drafted, in_warm_home, monkeypatch)
 
 def test_of_a_decoder_two_trials_keep_the_steps_that_ten_minutes_allow(drafted, in_warm_home, monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 2)
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     rows = [
         {"question": f"{text} and how many are there?", "answer": f"{' '.join(['so'] * 100)} {i}"}
-        for i, text in enumerate(texts(600))
+        for i, text in enumerate(texts(2400))
     ]
-    space = yaml.safe_load(drafted("rows.jsonl", rows, base=None, kind="text-generation").text)
-    assert (space["search"]["max_steps"], space["search"]["trials"]) == (32, 2)
+
+    def space_of(has_gpu: bool) -> dict[str, Any]:
+        monkeypatch.setattr("torch.cuda.is_available", lambda: has_gpu)
+        return yaml.safe_load(drafted("rows.jsonl", rows, base=None, kind="text-generation").text)
+
+    space = space_of(has_gpu=False)
+    assert (space["search"]["max_steps"], space["search"]["trials"], space["promotion"]["candidates"]) == (32, 2, 1)
     assert space["parameters"]["rank"] == {"choice": [8, 16, 32]} and "scheduler" not in space["search"]
+    assert (space["task"]["data"]["carved_rows"], space["task"]["validation_rows"]) == (200, 64)  # answers are slow
+
+    space = space_of(has_gpu=True)
+    assert "validation_rows" not in space["task"] and "carved_rows" not in space["task"]["data"]
+    assert (space["search"]["trials"], space["promotion"]["candidates"]) == (4, 2)

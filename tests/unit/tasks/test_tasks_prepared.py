@@ -433,3 +433,13 @@ def test_long_training_rows_are_left_out_and_as_many_are_learnt_from_as_asked(ma
         assert (sizes(whole), sizes(capped)) == ([80, 10, 10], [30, 10, 10]), "a tenth each is carved first"
         few.append(sorted(capped["train"].texts))
     assert few[0] == few[1], "whatever their order"
+
+
+def test_no_more_rows_are_held_out_than_asked(make_task, rows):
+    few = []
+    for test in (rows(60), rows(60)[::-1]):
+        task = make_task({"train": rows(100), "test": test})
+        capped = load_data(replace(task, source=replace(task.source, held_out_rows=7)))
+        assert sizes(capped) == [90, 7, 7], "a tenth is carved, and seven of it stay"
+        few.append((sorted(capped["validation"].texts), sorted(capped["test"].texts)))
+    assert few[0] == few[1], "whatever their order"
