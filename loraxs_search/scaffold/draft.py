@@ -68,7 +68,7 @@ _MANY_STEPS = 320  # from here on, weak trials show after an eighth of them
 _SCORED_ROWS = 1_000  # validation rows that tell trials apart at a report
 _FEWEST = 10  # rows of which a tenth can be set aside
 _FEW_CARVED, _FEW_SHARE = 50, 5  # where a tenth of the rows is fewer than so many, a fifth is set aside, up to as many
-# Without a GPU, a decoder writes one to five answers a second: rows held out, and those whose loss a report scores.
+# Without a GPU, a decoder writes one to three answers a second: rows held out, and those whose loss a report scores.
 _MOST_HELD_OUT, _SCORED_BY_DECODER = 200, 64
 _MAX_SHOWN = 20  # classes that are listed
 # Trials, candidates, refits of each: the first plan that fits, or that trains for `_ENOUGH` of the steps.
@@ -366,18 +366,25 @@ def _held_out_rows(
         is_slow: Whether a decoder answers without a GPU.
     """
     each, places, usual = " each" * (len(missing) > 1), " and the ".join(missing), num_rows // 10
-    if is_slow and max(usual if missing else 0, *(own.num_rows for own in held_out.values()), 0) > _MOST_HELD_OUT:
-        limits = {"held_out_rows": _MOST_HELD_OUT}
-        if missing:
-            limits["carved_rows"] = min(usual, _MOST_HELD_OUT)
-        return limits, "few validation and test rows: answers take long without a GPU", []
-    if not missing or usual >= _FEW_CARVED:
-        return {}, f"a tenth{each} is set aside for {places}" if missing else "", []
-    least = MIN_ROWS if num_rows >= 4 * MIN_ROWS else 1
-    carved, warnings = min(_FEW_CARVED, max(least, num_rows // _FEW_SHARE)), list[str]()
-    if "test" in missing and carved < MIN_ROWS:
-        warnings = [f"{carved} test rows decide nothing: no adapter will be promoted; --test names a file of more"]
-    return {"carved_rows": carved}, f"so many{each} are set aside for {places}", warnings
+    limits, said, warnings = (
+        dict[str, int](),
+        f"a tenth{each} is set aside for {places}" if missing else "",
+        list[str](),
+    )
+    if missing and usual < _FEW_CARVED:
+        least = MIN_ROWS if num_rows >= 4 * MIN_ROWS else 1
+        limits["carved_rows"] = carved = min(_FEW_CARVED, max(least, num_rows // _FEW_SHARE))
+        said = f"so many{each} are set aside for {places}"
+        if "test" in missing and carved < MIN_ROWS:
+            warnings = [f"{carved} test rows decide nothing: no adapter will be promoted; --test names a file of more"]
+    counts = {
+        "carved_rows": usual if missing else 0,
+        "held_out_rows": max((it.num_rows for it in held_out.values()), default=0),
+    }
+    if is_slow and (many := [key for key, count in counts.items() if count > _MOST_HELD_OUT]):
+        limits |= dict.fromkeys(many, _MOST_HELD_OUT)
+        said = "few validation and test rows: answers take long without a GPU"
+    return limits, said, warnings
 
 
 # ---- what is guessed -------------------------------------------------------------------------------------------------

@@ -61,8 +61,12 @@ def make_space(
     return parse_space(text, source=f"{name}.yaml", folder=folder)
 
 
-def answers(space: Space, steps: int) -> npt.NDArray[np.float32]:
-    """Train a teacher, and return the probabilities that it gives its validation rows, (n, 2)."""
+def answers(space: Space, steps: int, unlabelled: int) -> npt.NDArray[np.float32]:
+    """Train a teacher, and return the probabilities that it gives its validation rows, (n, 2).
+
+    Args:
+        unlabelled: How many of these rows, the last ones, are without a label.
+    """
     loaded = LoadedBase(space.base_model, space.task)
     budget = capacity.token_budget(loaded.modules, loaded.dtype, loaded.device)
     pack = Pack(PackedModel(loaded.model, loaded.factors, loaded.modules), max_tokens=budget)
@@ -75,8 +79,8 @@ def answers(space: Space, steps: int) -> npt.NDArray[np.float32]:
     request = ForwardRequest("validation", rows, lambda outputs, _: (outputs.read.float().softmax(-1),))
     (shares,) = pack.answer([slot], {slot.name: request})[slot.name]
     found: npt.NDArray[np.float32] = shares.numpy()
-    right = (found.argmax(-1) == data.labels("validation")).mean()
-    print(f"{space.task.name}: {right:.3f} of its own and the unlabelled rows right", flush=True)
+    right = (found.argmax(-1) == data.labels("validation"))[-unlabelled:].mean()
+    print(f"{space.task.name}: {right:.3f} of the rows without labels right", flush=True)
     return found
 
 
@@ -120,7 +124,7 @@ def main() -> None:
             if f"teacher {size}" not in known:
                 own = {"train": train[:size], "validation": [*train[:most], *unlabelled], "test": files["test"][:20]}
                 space = make_space(own, Path(folder), f"teacher-{size}", teacher, TEACHER, given.teacher_steps)
-                known[f"teacher {size}"] = answers(space, given.teacher_steps).tolist()
+                known[f"teacher {size}"] = answers(space, given.teacher_steps, len(unlabelled)).tolist()
                 script.keep_numbers(given, known)
             answered[size] = np.array(known[f"teacher {size}"], np.float32)
         arms: dict[str, Space] = {}

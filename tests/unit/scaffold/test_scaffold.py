@@ -556,9 +556,10 @@ def test_of_a_decoder_two_trials_keep_the_steps_that_ten_minutes_allow(drafted, 
         for i, text in enumerate(texts(2400))
     ]
 
-    def space_of(has_gpu: bool) -> dict[str, Any]:
+    def space_of(has_gpu: bool, num_rows: int = 2400, **choices: Any) -> dict[str, Any]:
         monkeypatch.setattr("torch.cuda.is_available", lambda: has_gpu)
-        return yaml.safe_load(drafted("rows.jsonl", rows, base=None, kind="text-generation").text)
+        made = drafted("rows.jsonl", rows[:num_rows], base=None, kind="text-generation", **choices)
+        return yaml.safe_load(made.text)
 
     space = space_of(has_gpu=False)
     assert (space["search"]["max_steps"], space["search"]["trials"], space["promotion"]["candidates"]) == (32, 2, 1)
@@ -568,3 +569,7 @@ def test_of_a_decoder_two_trials_keep_the_steps_that_ten_minutes_allow(drafted, 
     space = space_of(has_gpu=True)
     assert "validation_rows" not in space["task"] and "carved_rows" not in space["task"]["data"]
     assert (space["search"]["trials"], space["promotion"]["candidates"]) == (4, 2)
+
+    Path("test.jsonl").write_bytes(written("test.jsonl", rows[1000:1300]))
+    source = space_of(has_gpu=False, num_rows=60, test="test.jsonl")["task"]["data"]
+    assert (source["carved_rows"], source["held_out_rows"]) == (12, 200), "a fifth of few rows, however many are given"
