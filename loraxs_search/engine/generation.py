@@ -450,6 +450,11 @@ class Generation:
     def __len__(self) -> int:
         return sum(len(cohort.sequences) for cohort in self._cohorts)
 
+    @property
+    def can_be_joined(self) -> bool:
+        """Whether further sequences are computed together with these, not in passes after theirs."""
+        return all(cohort.decoding.can_be_joined for cohort in self._cohorts)
+
     @torch.inference_mode()
     def join(self, sequences: Sequence[OpenSequence], owners: Owners) -> list[OpenSequence]:
         """Compute further sequences as far as they are and give each its next token; return those that ended with it.

@@ -86,25 +86,7 @@ def _round_up(width: int, most: int) -> int:
 WRITING_TOKENS = 32768  # of a batch that is written: prompts and what may be written
 
 
-def _plan_writing(lengths: Indices, max_rows: int, num_workers: int) -> list[Indices]:
-    """Plan batches that are written: every row exactly once, longest first, as few as may be, and as even as may be.
-
-    Args:
-        lengths: Tokens that each row may have in the end, (n,).
-        max_rows: No batch has more rows; nor more padded tokens than `WRITING_TOKENS`, unless it is one row.
-        num_workers: Batches that are written side by side: none of these workers is left without rows.
-    """
-    order = np.argsort(-lengths, kind="stable")
-    batches: list[Indices] = []
-    start = 0
-    while start < len(order):
-        num_left = len(order) - start
-        fitting = max(1, min(max_rows, WRITING_TOKENS // int(lengths[order[start]])))
-        num_batches = max(-(-num_left // fitting), num_workers - len(batches))
-        size = -(-num_left // num_batches)
-        batches.append(order[start : start + size])
-        start += size
-    return batches
+_JOINING = 4  # further rows join a batch as soon as one part in so many of it is free
 
 
 _MAX_WORKERS = 4  # more would wait for each other to call into torch
@@ -598,7 +580,7 @@ class Engine:
     def _write(
         self, requesters: Requesters, writes: Mapping[str, GenerateRequest], on_text: OnText | None
     ) -> dict[str, Generated]:
-        """Continue prompts; a batch for which memory runs out is halved, and later ones are no larger.
+        """Continue prompts. Rows join a batch as others end; one for which memory runs out is halved from then on.
 
         Raises:
             RowTooLongError: memory does not hold one row.
@@ -617,41 +599,49 @@ class Engine:
         owners = np.repeat([own.owner for own in asked.values()], [len(own) for own in rows.values()])
         lengths = np.array([sum(row.span) for row in sequences])  # that each may have in the end
 
-        def compute(worker: int, shared: _Pass) -> Indices:
-            """Write a batch; return its rows if memory ran out."""
-            batch = shared.shares[0].positions
-            own = [sequences[row] for row in batch.tolist()]
-            for sequence in own:
-                sequence.begin()  # anew where memory ran out
-            generation = Generation(self._base, worker)
+        def compute(worker: int, shared: _Pass) -> tuple[list[int], int]:
+            """Write rows; return those that are left where memory runs out, and how many were written side by side."""
+            waiting: list[int] = shared.shares[0].positions.tolist()
+            for row in waiting:
+                sequences[row].begin()  # anew where memory ran out
+            generation, active, most = Generation(self._base, worker), list[int](), 0
             try:
-                generation.join(own, owners[batch])
-                while len(generation):
-                    generation.step()
+                while waiting or active:
+                    longest = max(int(lengths[row]) for row in (*active, *waiting[:1]))
+                    room = max(1, min(self.max_rows, WRITING_TOKENS // longest))
+                    free = room - len(active)
+                    if waiting and (not active or (generation.can_be_joined and free * _JOINING >= room)):
+                        joining, waiting = sorted(waiting[:free]), waiting[free:]  # each owner's rows side by side
+                        active += joining
+                        most = max(most, len(active))
+                        generation.join([sequences[row] for row in joining], owners[joining])
+                    else:
+                        generation.step()
+                    active = [row for row in active if not sequences[row].is_over]
             except MEMORY_ERRORS as error:
                 if not is_out_of_memory(error):
                     raise
-                if len(batch) == 1:
+                if most == 1:
                     raise RowTooLongError(
                         "Memory must hold a prompt with what is written behind it, but it ran out with one of"
-                        f" {lengths[batch[0]]} tokens in all.",
+                        f" {lengths[active[0]]} tokens in all.",
                         hint="lower the task's `max_length` or its `generation.max_new_tokens`, set `search.precision`"
                         " to bfloat16, or use a device with more memory",
                     ) from error
-                return batch
-            return batch[:0]
+                return active + waiting, most
+            return [], 0
 
         left = np.arange(len(sequences))
         while len(left):
-            chosen = _plan_writing(lengths[left], self.max_rows, self._executor.num_workers)
-            # Each owner's rows side by side.
-            passes = [_Pass(int(lengths[left[own]].max()), (_Share("", np.sort(left[own])),)) for own in chosen]
+            left = left[np.argsort(-lengths[left], kind="stable")]  # longest first, dealt to the workers
+            dealt = [left[worker :: self._executor.num_workers] for worker in range(self._executor.num_workers)]
+            passes = [_Pass(int(lengths[own[0]]), (_Share("", own),)) for own in dealt if len(own)]
             failed = self._executor.run(passes, compute)
-            if smaller := [len(batch) // 2 for batch in failed if len(batch)]:
+            if smaller := [most // 2 for rows_left, most in failed if rows_left]:
                 self.max_rows = max(1, min(smaller))
                 log.warning("Memory ran out; at most %d rows are written together from now on.", self.max_rows)
                 torch.cuda.empty_cache()
-            left = np.sort(np.concatenate(failed))
+            left = np.array([row for rows_left, _ in failed for row in rows_left], np.int64)
         return {name: OpenSequence.results(own) for name, own in rows.items()}
 
 

@@ -59,6 +59,7 @@ _UNEVEN = 10  # times as many rows of a label as of another, and accuracy says l
 _SAMPLE = 2000  # rows whose tokens are counted
 _LONG_ONES = 20  # rows with the longest answers, which are counted too
 _SOME_PROMPT = 8  # tokens of a prompt that stand before the longest answer at least
+_SHORT_ANSWER = 64  # tokens: up to here, room for the longest answer costs little
 _LONGEST = 512  # tokens of a row, unless more is asked for
 _BATCH, _DECODER_BATCH = 16, 8
 # Rows that a trial sees: few rows ten times over, more rows three times, and of very many no more than these.
@@ -229,7 +230,10 @@ def _sections(
     if kind == TAGS:
         columns = {"tokens": roles.texts[0], "tags": roles.label}
     options = roles.options if isinstance(roles.options, str) else [f" {{{name}}}" for name in roles.option_columns]
-    longest = measured.answer_tokens
+    generation: dict[str, Any] = {"max_new_tokens": measured.answer_tokens}
+    begins = _prompt(roles).partition("{")[0].strip()
+    if writes and not any(begins in text for text in table.columns[roles.label].texts):
+        generation["stop"] = [begins]  # a base goes on with another prompt
     first = (
         "candidates go by the first one, running trials by the loss" if writes else "the search goes by the first one"
     )
@@ -257,7 +261,7 @@ def _sections(
             ("kind", kind, ""),
             ("prompt", _prompt(roles) if decodes else None, "columns in braces"),
             ("answer", f" {{{roles.label}}}" if writes else None, "learnt: these tokens and the end"),
-            ("generation", {"max_new_tokens": longest} if longest else None, f"the longest answer has {longest - 2}"),
+            ("generation", generation if measured.answer_tokens else None, measured.longest_answer),
             ("options", options if kind == CHOOSING else None, ""),
             ("option_names", roles.option_names or None, ""),
             ("label", roles.label if kind == CHOOSING else None, ""),
@@ -486,7 +490,8 @@ class _Measured:
 
     max_length: int
     reason: str
-    answer_tokens: int = 0
+    answer_tokens: int = 0  # with its end
+    longest_answer: str = ""
     mean_tokens: float = 0.0
 
     @property
@@ -499,7 +504,9 @@ class _Measured:
 
 def _measure(table: Table, roles: Roles, base: BaseModelRef, choices: Choices) -> _Measured:
     """Count tokens: 99 of 100 rows are to fit, and each answer or option, which no base may lose, with some prompt."""
-    from loraxs_search.base_model.tokenizer import load_tokenizer  # torch, which faults of the rows need not wait for
+    import torch  # which faults of the rows need not wait for
+
+    from loraxs_search.base_model.tokenizer import load_tokenizer
 
     try:
         tokenizer = load_tokenizer(locate(base))
@@ -533,10 +540,15 @@ def _measure(table: Table, roles: Roles, base: BaseModelRef, choices: Choices) -
     least = min(max(own, default=0) + _SOME_PROMPT, tokenizer.model_max_length)
     wanted = min(_LONGEST, tokenizer.model_max_length, -(-fitting // 8) * 8)
     length = choices.max_length or max(16, wanted, least)
+    longest, usual = max(own, default=0), sorted(own[: len(sample)])[int(len(sample) * 0.99)]
+    written, remark = longest, f"the longest answer has {longest}"
+    if not torch.cuda.is_available() and (usual := max(usual, _SHORT_ANSWER)) < longest:
+        written, remark = usual, f"99 of 100 answers are no longer; the longest has {longest}"
     return _Measured(
         length,
         f"{length} tokens: the longest row has about {max(whole)}, 99 of 100 have at most {fitting}",
-        answer_tokens=max(own, default=0) + 2 if roles.kind == WRITING else 0,
+        answer_tokens=written + 2 if roles.kind == WRITING else 0,
+        longest_answer=remark,
         mean_tokens=sum(min(length, each) for each in sampled) / len(sampled),
     )
 

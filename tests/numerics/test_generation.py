@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from loraxs_search.base_model.tokenizer import load_tokenizer
-from loraxs_search.engine import generation
+from loraxs_search.engine import generation, passes
 from loraxs_search.engine.generation import Decoding, Generation, OpenSequence
 from loraxs_search.engine.layers import AdaptedBase
 from loraxs_search.engine.passes import PassExecutor, ask
@@ -121,6 +121,24 @@ def test_tokens_are_those_of_generate_with_the_merged_model_in_any_company(make_
     assert len(set(actual.tokens.lengths.tolist())) > 1  # some end at different steps
     for row, ended in zip(tokens_of(actual), actual.ended, strict=True):
         assert ended == (row[-1] in ENDS) and len(row) <= NEW
+
+
+def test_rows_join_as_others_end(make_world, monkeypatch):
+    """A batch need not be written to the end of its longest row before others begin."""
+    world, source = make_world("llama", ends=range(2, VOCABULARY, 5)), prompts(count=40)
+    sizes, follow = list[int](), Decoding.follow
+    monkeypatch.setattr(Decoding, "follow", lambda *given: sizes.append(len(given[1])) or follow(*given))
+    with adapted(world) as model:
+        actual = write(model, request(source), tokenizer(), max_rows=8)
+        steps = len(sizes)
+        parts = [write(model, request(source, range(i, i + 8)), tokenizer()) for i in range(0, 40, 8)]
+        assert max(sizes) <= 8 and steps < 0.8 * (len(sizes) - steps)
+        monkeypatch.setattr(passes, "WRITING_TOKENS", 4 * (NEW + 15))  # four of the longest, or a few more
+        sizes.clear()
+        fewer = write(model, request(source), tokenizer())
+        assert 4 <= max(sizes) <= 4 * (NEW + 15) // (NEW + 1)
+    check_sure(actual, [row for part in parts for row in tokens_of(part)])
+    check_sure(fewer, tokens_of(actual))
 
 
 @pytest.mark.parametrize("family", families(["mamba", "lfm2", "falcon_h1"]))

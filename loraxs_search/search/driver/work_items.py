@@ -36,7 +36,7 @@ from loraxs_search.tasks.baselines import fitting_baselines
 from loraxs_search.tasks.kinds import RowScores, kind_of
 
 _MAX_LOST_HOSTS = 3
-_ASKED_ROWS = 32  # rows; a slow machine may write each for seconds, and says after each part how far it is
+_ASKED_ROWS = 100  # of a part: enough that long answers hold up few others; each part says how far it is
 _SPLITS: tuple[Split, ...] = ("validation", "test")
 _logger = logging.getLogger(__name__)
 

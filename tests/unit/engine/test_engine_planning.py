@@ -16,7 +16,7 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
 from loraxs_search.engine.layers import AdaptedBase
-from loraxs_search.engine.passes import Engine, PassExecutor, _plan_writing, workers_for
+from loraxs_search.engine.passes import Engine, PassExecutor, workers_for
 
 WANTED = st.lists(st.lists(st.integers(0, 90), min_size=1, max_size=40), min_size=1, max_size=9).map(
     lambda rows: {str(trial): np.array(own, dtype=np.int32) for trial, own in enumerate(rows)}
@@ -60,26 +60,6 @@ def test_shapes_of_passes_are_few_so_that_kernels_are_made_once():
         shapes |= {(shared.num_tokens // shared.width, shared.width) for shared in PassExecutor(1).plan(wanted, 3072)}
     assert all(rows & (rows - 1) == 0 for rows, _ in shapes)
     assert all(width <= 32 or width % 2 == 0 for _, width in shapes)
-
-
-@given(
-    lengths=st.lists(st.integers(1, 5000), min_size=1, max_size=60),
-    max_rows=st.integers(1, 20),
-    num_workers=st.integers(1, 4),
-)
-def test_every_written_row_is_in_one_batch_within_both_bounds(lengths, max_rows, num_workers):
-    batches = _plan_writing(np.array(lengths), max_rows, num_workers)
-    assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
-    assert all(1 <= len(batch) <= max_rows for batch in batches)
-    assert all(len(b) * max(lengths[i] for i in b) <= 32768 for b in batches)
-    assert len(batches) >= min(num_workers, len(lengths))
-    longest = [max(lengths[i] for i in batch) for batch in batches]
-    assert longest == sorted(longest, reverse=True)
-
-
-def test_batches_are_few_and_even():
-    for rows, workers, sizes in [(65, 1, [33, 32]), (20, 2, [10, 10]), (1, 2, [1])]:
-        assert [len(batch) for batch in _plan_writing(np.full(rows, 100), 64, workers)] == sizes
 
 
 PASSES = [PassExecutor(1).plan({"trial": np.array([width])}, 9)[0] for width in (9, 1, 5, 5, 3)]

@@ -570,6 +570,15 @@ def test_of_a_decoder_two_trials_keep_the_steps_that_ten_minutes_allow(drafted, 
     assert "validation_rows" not in space["task"] and "carved_rows" not in space["task"]["data"]
     assert (space["search"]["trials"], space["promotion"]["candidates"]) == (4, 2)
 
+    # A base goes on with the next prompt. Long answers that few rows have cost every row that does not end.
+    usual = space_of(has_gpu=False)["task"]["generation"]
+    assert usual["stop"] == ["Question:"] and usual["max_new_tokens"] > 100
+    rows[5]["answer"] += " so" * 100
+    assert space_of(has_gpu=False)["task"]["generation"] == usual
+    assert space_of(has_gpu=True)["task"]["generation"]["max_new_tokens"] > usual["max_new_tokens"] + 90
+    rows[6]["answer"] = "\nQuestion: which?"
+    assert "stop" not in space_of(has_gpu=False)["task"]["generation"], "it would end an answer"
+
     Path("test.jsonl").write_bytes(written("test.jsonl", rows[1000:1300]))
     source = space_of(has_gpu=False, num_rows=60, test="test.jsonl")["task"]["data"]
     assert (source["carved_rows"], source["held_out_rows"]) == (12, 200), "a fifth of few rows, however many are given"
