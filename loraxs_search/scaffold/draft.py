@@ -59,7 +59,7 @@ _UNEVEN = 10  # times as many rows of a label as of another, and accuracy says l
 _SAMPLE = 2000  # rows whose tokens are counted
 _LONG_ONES = 20  # rows with the longest answers, which are counted too
 _SOME_PROMPT = 8  # tokens of a prompt that stand before the longest answer at least
-_SHORT_ANSWER = 64  # tokens: up to here, room for the longest answer costs little
+_SHORT_ANSWER = 64  # tokens: up to here, room for the longest costs little, and some are matched exactly
 _LONGEST = 512  # tokens of a row, unless more is asked for
 _BATCH, _DECODER_BATCH = 16, 8
 # Rows that a trial sees: few rows ten times over, more rows three times, and of very many no more than these.
@@ -206,13 +206,13 @@ def _sections(
         rows: Those that are left to train on.
     """
     kind, writes, decodes = roles.kind, roles.kind == WRITING, roles.kind in (WRITING, CHOOSING)
-    metrics = list(_METRICS[kind])
-    if kind == CLASSES and len(roles.labels) == 2:
-        metrics = ["accuracy", "f1"]
+    metrics = ["accuracy", "f1"] if kind == CLASSES and len(roles.labels) == 2 else list(_METRICS[kind])
     counts = roles.label_counts.values()
     rarest, most = min(counts, default=0), max(counts, default=0)
     if is_uneven := kind == CLASSES and choices.metric is None and rarest * _UNEVEN < most:
         metrics = ["macro_f1", *(name for name in metrics if name != "macro_f1")]
+    if measured.usual_answer > _SHORT_ANSWER:
+        metrics = ["token_f1", "exact_match"]  # an exact match of so many tokens is luck
     if choices.metric is not None:
         options = list(roles.options) if isinstance(roles.options, tuple) else roles.options
         entry = KINDS.get(kind)
@@ -490,8 +490,9 @@ class _Measured:
 
     max_length: int
     reason: str
-    answer_tokens: int = 0  # with its end
-    longest_answer: str = ""
+    answer_tokens: int = 0  # that are written at most, with the end
+    longest_answer: str = ""  # the reason
+    usual_answer: int = 0  # the median
     mean_tokens: float = 0.0
 
     @property
@@ -540,15 +541,17 @@ def _measure(table: Table, roles: Roles, base: BaseModelRef, choices: Choices) -
     least = min(max(own, default=0) + _SOME_PROMPT, tokenizer.model_max_length)
     wanted = min(_LONGEST, tokenizer.model_max_length, -(-fitting // 8) * 8)
     length = choices.max_length or max(16, wanted, least)
-    longest, usual = max(own, default=0), sorted(own[: len(sample)])[int(len(sample) * 0.99)]
+    longest, answers = max(own, default=0), sorted(own[: len(sample)])
     written, remark = longest, f"the longest answer has {longest}"
-    if not torch.cuda.is_available() and (usual := max(usual, _SHORT_ANSWER)) < longest:
-        written, remark = usual, f"99 of 100 answers are no longer; the longest has {longest}"
+    most = max(answers[int(len(answers) * 0.99)], _SHORT_ANSWER)
+    if not torch.cuda.is_available() and most < longest:
+        written, remark = most, f"99 of 100 answers are no longer; the longest has {longest}"
     return _Measured(
         length,
         f"{length} tokens: the longest row has about {max(whole)}, 99 of 100 have at most {fitting}",
         answer_tokens=written + 2 if roles.kind == WRITING else 0,
         longest_answer=remark,
+        usual_answer=answers[len(answers) // 2] if roles.kind == WRITING else 0,
         mean_tokens=sum(min(length, each) for each in sampled) / len(sampled),
     )
 

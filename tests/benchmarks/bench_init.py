@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import script
-from bench_choices import MANY_LABELS, TASKS, files_of, text_of
+from bench_choices import MANY_LABELS, TASKS, WRITTEN, files_of, text_of
 
 from loraxs_search.home import home, write_atomic
 
@@ -43,7 +43,7 @@ def timed(*command: str) -> tuple[str, float]:
 def main() -> None:
     parser = script.parser(__doc__)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=[*TASKS, *MANY_LABELS])
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=[*TASKS, *MANY_LABELS, *WRITTEN])
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     arguments, numbers = parser.parse_args(), list[dict[str, Any]]()
     print("| | init | launch | test rows | bytes | trial |\n|---|--:|--:|--:|--:|---|")

@@ -570,6 +570,9 @@ def test_of_a_decoder_two_trials_keep_the_steps_that_ten_minutes_allow(drafted, 
     assert "validation_rows" not in space["task"] and "carved_rows" not in space["task"]["data"]
     assert (space["search"]["trials"], space["promotion"]["candidates"]) == (4, 2)
 
+    assert space["task"]["metrics"] == ["token_f1", "exact_match"]  # nobody writes a hundred tokens alike
+    assert space_of(has_gpu=True, metric="contains")["task"]["metrics"] == ["contains", "token_f1", "exact_match"]
+
     # A base goes on with the next prompt. Long answers that few rows have cost every row that does not end.
     usual = space_of(has_gpu=False)["task"]["generation"]
     assert usual["stop"] == ["Question:"] and usual["max_new_tokens"] > 100
