@@ -46,6 +46,7 @@ log = logging.getLogger(__name__)
 
 _WORTH = 0.1  # of the errors of a probe: what a base that costs twice as much must save
 _HARDLY = 0.05  # of them: less says nothing. On CoLA neither base's probe learns anything; trained, one does.
+_Tried = tuple[Any, Any, Any]
 _METRICS: Mapping[str, tuple[str, ...]] = {
     CLASSES: ("accuracy", "macro_f1"),
     LEVELS: ("mae", "quadratic_kappa", "accuracy"),
@@ -74,7 +75,12 @@ _MOST_HELD_OUT, _SCORED_BY_DECODER = 200, 64
 _MAX_SHOWN = 20  # classes that are listed
 # Trials, candidates, refits of each: the first plan that fits, or that trains for `_ENOUGH` of the steps.
 _PLANS, _DECODER_PLANS, _ENOUGH = ((12, 3, 2), (4, 2, 0), (3, 2, 0), (2, 2, 0)), ((4, 2, 0), (2, 1, 0)), 2 / 3
-_SIDE_BY_SIDE, _LARGE_RANK = 4, 64  # so few classifiers all train to their ends, at the best rank that was measured
+# Rank, target modules, learning rate: of many trials, of so few that all of them train to their ends, of decoders.
+_SIDE_BY_SIDE, _EITHER = 4, {"choice": ["attention", "all-linear"]}
+_MANY: _Tried = ({"choice": [16, 32, 64]}, _EITHER, {"log_uniform": [1.0e-3, 1.6e-2]})
+_WHOLE: _Tried = (64, "all-linear", {"log_uniform": [5.0e-4, 4.0e-3]})
+_DECODER: _Tried = ({"choice": [8, 16, 32]}, _EITHER, {"log_uniform": [5.0e-4, 1.0e-2]})
+_DECODER_IN_MINUTES: _Tried = (32, "all-linear", {"log_uniform": [2.0e-3, 6.0e-3]})
 # Few rows tell no trials apart: one, of what did best on them. Rank and rate where labels have fewer rows, and where
 # they have more: "Few rows" in tests/benchmarks/README.md.
 _FEW_ROWS, _FEW_STEPS, _FEW_OF_LABEL = 400, 40, 32
@@ -245,13 +251,11 @@ def _sections(
     scored = _SCORED_ROWS if table.num_rows > 10 * _SCORED_ROWS else None
     if writes and budget:
         scored = _SCORED_BY_DECODER
-    whole = trials <= _SIDE_BY_SIDE and not decodes
-    rank: Any = {"choice": [8, 16, 32] if decodes else [16, 32, 64]}
-    modules: Any = "all-linear" if whole else {"choice": ["attention", "all-linear"]}
-    rate: Any = {"log_uniform": [5.0e-4, 1.0e-2] if decodes else [1.0e-3, 1.6e-2]}
+    tried = _MANY if trials > _SIDE_BY_SIDE else _WHOLE
+    if decodes:
+        tried = _DECODER_IN_MINUTES if budget else _DECODER
+    (rank, modules, rate), whole = tried, tried is _WHOLE
     head_rate: Any = {"log_uniform": [2.0e-3, 2.0e-2]}
-    if whole:
-        rank, rate = _LARGE_RANK, {"log_uniform": [5.0e-4, 4.0e-3]}
     if trials == 1:
         rank, rate = _FEW_RANK if kind == CLASSES and rows < _FEW_OF_LABEL * len(roles.labels) else _SOME_RANK
         head_rate = 5.0e-3

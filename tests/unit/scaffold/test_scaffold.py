@@ -563,12 +563,14 @@ def test_of_a_decoder_two_trials_keep_the_steps_that_ten_minutes_allow(drafted, 
 
     space = space_of(has_gpu=False)
     assert (space["search"]["max_steps"], space["search"]["trials"], space["promotion"]["candidates"]) == (32, 2, 1)
-    assert space["parameters"]["rank"] == {"choice": [8, 16, 32]} and "scheduler" not in space["search"]
+    assert (space["parameters"]["rank"], space["parameters"]["target_modules"]) == (32, "all-linear")
+    assert "scheduler" not in space["search"]
     assert (space["task"]["data"]["carved_rows"], space["task"]["validation_rows"]) == (200, 64)  # answers are slow
 
     space = space_of(has_gpu=True)
     assert "validation_rows" not in space["task"] and "carved_rows" not in space["task"]["data"]
     assert (space["search"]["trials"], space["promotion"]["candidates"]) == (4, 2)
+    assert space["parameters"]["rank"] == {"choice": [8, 16, 32]}
 
     assert space["task"]["metrics"] == ["token_f1", "exact_match"]  # nobody writes a hundred tokens alike
     assert space_of(has_gpu=True, metric="contains")["task"]["metrics"] == ["contains", "token_f1", "exact_match"]
