@@ -54,7 +54,7 @@ Lengths = npt.NDArray[np.integer]  # tokens of each row, (n,)
 
 @dataclass(frozen=True)
 class _Share:
-    """What a pass computes for one requester: `positions` into the rows that it asks for, ascending, at least one."""
+    """What a pass computes for one requester: `positions` into the rows that it asks for, at least one."""
 
     name: str
     positions: Indices
@@ -84,8 +84,6 @@ def _round_up(width: int, most: int) -> int:
 
 
 WRITING_TOKENS = 32768  # of a batch that is written: prompts and what may be written
-
-
 _JOINING = 4  # further rows join a batch as soon as one part in so many of it is free
 
 

@@ -70,7 +70,7 @@ _MANY_STEPS = 320  # from here on, weak trials show after an eighth of them
 _SCORED_ROWS = 1_000  # validation rows that tell trials apart at a report
 _FEWEST = 10  # rows of which a tenth can be set aside
 _FEW_CARVED, _FEW_SHARE = 50, 5  # where a tenth of the rows is fewer than so many, a fifth is set aside, up to as many
-# Without a GPU, a decoder writes one to three answers a second: rows held out, and those whose loss a report scores.
+# Without a GPU, a decoder writes about one answer a second: rows held out, and those whose loss a report scores.
 _MOST_HELD_OUT, _SCORED_BY_DECODER = 200, 64
 _MAX_SHOWN = 20  # classes that are listed
 # Trials, candidates, refits of each: the first plan that fits, or that trains for `_ENOUGH` of the steps.
@@ -217,7 +217,7 @@ def _sections(
     rarest, most = min(counts, default=0), max(counts, default=0)
     if is_uneven := kind == CLASSES and choices.metric is None and rarest * _UNEVEN < most:
         metrics = ["macro_f1", *(name for name in metrics if name != "macro_f1")]
-    if measured.usual_answer > _SHORT_ANSWER:
+    if measured.answers and measured.answers[len(measured.answers) // 2] > _SHORT_ANSWER:
         metrics = ["token_f1", "exact_match"]  # an exact match of so many tokens is luck
     if choices.metric is not None:
         options = list(roles.options) if isinstance(roles.options, tuple) else roles.options
@@ -236,10 +236,12 @@ def _sections(
     if kind == TAGS:
         columns = {"tokens": roles.texts[0], "tags": roles.label}
     options = roles.options if isinstance(roles.options, str) else [f" {{{name}}}" for name in roles.option_columns]
-    generation: dict[str, Any] = {"max_new_tokens": measured.answer_tokens}
-    begins = _prompt(roles).partition("{")[0].strip()
-    if writes and not any(begins in text for text in table.columns[roles.label].texts):
-        generation["stop"] = [begins]  # a base goes on with another prompt
+    generation, room = dict[str, Any](), ""
+    if measured.answers:
+        generation["max_new_tokens"], room = measured.answer_room
+        begins = _prompt(roles).partition("{")[0].strip()
+        if not any(begins in text for text in table.columns[roles.label].texts):
+            generation["stop"] = [begins]  # behind its answer, a base writes another prompt
     first = (
         "candidates go by the first one, running trials by the loss" if writes else "the search goes by the first one"
     )
@@ -265,7 +267,7 @@ def _sections(
             ("kind", kind, ""),
             ("prompt", _prompt(roles) if decodes else None, "columns in braces"),
             ("answer", f" {{{roles.label}}}" if writes else None, "learnt: these tokens and the end"),
-            ("generation", generation if measured.answer_tokens else None, measured.longest_answer),
+            ("generation", generation or None, room),
             ("options", options if kind == CHOOSING else None, ""),
             ("option_names", roles.option_names or None, ""),
             ("label", roles.label if kind == CHOOSING else None, ""),
@@ -374,11 +376,8 @@ def _held_out_rows(
         is_slow: Whether a decoder answers without a GPU.
     """
     each, places, usual = " each" * (len(missing) > 1), " and the ".join(missing), num_rows // 10
-    limits, said, warnings = (
-        dict[str, int](),
-        f"a tenth{each} is set aside for {places}" if missing else "",
-        list[str](),
-    )
+    limits, warnings = dict[str, int](), list[str]()
+    said = f"a tenth{each} is set aside for {places}" if missing else ""
     if missing and usual < _FEW_CARVED:
         least = MIN_ROWS if num_rows >= 4 * MIN_ROWS else 1
         limits["carved_rows"] = carved = min(_FEW_CARVED, max(least, num_rows // _FEW_SHARE))
@@ -494,9 +493,7 @@ class _Measured:
 
     max_length: int
     reason: str
-    answer_tokens: int = 0  # that are written at most, with the end
-    longest_answer: str = ""  # the reason
-    usual_answer: int = 0  # the median
+    answers: Sequence[int] = ()  # of some rows that are written, and the longest: ascending
     mean_tokens: float = 0.0
 
     @property
@@ -506,11 +503,18 @@ class _Measured:
 
         return self.mean_tokens > 0 and not torch.cuda.is_available()
 
+    @property
+    def answer_room(self) -> tuple[int, str]:
+        """Most tokens to write, with the end, and the reason: room for all answers, or for 99 of 100 without a GPU."""
+        longest = self.answers[-1]
+        most = max(self.answers[int(len(self.answers) * 0.99)], _SHORT_ANSWER)
+        if self.is_timed and most < longest:
+            return most + 2, f"99 of 100 answers are no longer; the longest has {longest}"
+        return longest + 2, f"the longest answer has {longest}"
+
 
 def _measure(table: Table, roles: Roles, base: BaseModelRef, choices: Choices) -> _Measured:
     """Count tokens: 99 of 100 rows are to fit, and each answer or option, which no base may lose, with some prompt."""
-    import torch  # which faults of the rows need not wait for
-
     from loraxs_search.base_model.tokenizer import load_tokenizer
 
     try:
@@ -545,17 +549,10 @@ def _measure(table: Table, roles: Roles, base: BaseModelRef, choices: Choices) -
     least = min(max(own, default=0) + _SOME_PROMPT, tokenizer.model_max_length)
     wanted = min(_LONGEST, tokenizer.model_max_length, -(-fitting // 8) * 8)
     length = choices.max_length or max(16, wanted, least)
-    longest, answers = max(own, default=0), sorted(own[: len(sample)])
-    written, remark = longest, f"the longest answer has {longest}"
-    most = max(answers[int(len(answers) * 0.99)], _SHORT_ANSWER)
-    if not torch.cuda.is_available() and most < longest:
-        written, remark = most, f"99 of 100 answers are no longer; the longest has {longest}"
     return _Measured(
         length,
         f"{length} tokens: the longest row has about {max(whole)}, 99 of 100 have at most {fitting}",
-        answer_tokens=written + 2 if roles.kind == WRITING else 0,
-        longest_answer=remark,
-        usual_answer=answers[len(answers) // 2] if roles.kind == WRITING else 0,
+        answers=(*sorted(own[: len(sample)]), max(own)) if roles.kind == WRITING else (),
         mean_tokens=sum(min(length, each) for each in sampled) / len(sampled),
     )
 

@@ -575,7 +575,7 @@ def test_of_a_decoder_two_trials_keep_the_steps_that_ten_minutes_allow(drafted, 
     assert space["task"]["metrics"] == ["token_f1", "exact_match"]  # nobody writes a hundred tokens alike
     assert space_of(has_gpu=True, metric="contains")["task"]["metrics"] == ["contains", "token_f1", "exact_match"]
 
-    # A base goes on with the next prompt. Long answers that few rows have cost every row that does not end.
+    # Behind its answer, a base writes another prompt. Long answers that few rows have cost every row that does not end.
     usual = space_of(has_gpu=False)["task"]["generation"]
     assert usual["stop"] == ["Question:"] and usual["max_new_tokens"] > 100
     rows[5]["answer"] += " so" * 100
