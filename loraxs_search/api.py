@@ -264,7 +264,7 @@ def load(
 
     Args:
         name: As `load_adapter`.
-        dtype: Precision of the base; by default the checkpoint's.
+        dtype: Precision of the base; by default the checkpoint's, or float32 where a CPU would emulate it.
     Raises:
         BaseModelError, UsageError: as `load_adapter`.
     """

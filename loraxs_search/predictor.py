@@ -44,7 +44,7 @@ class Predictor:
 
     Args:
         folder: The adapter's.
-        dtype: Precision of the base; by default the checkpoint's.
+        dtype: Precision of the base; by default the checkpoint's, or float32 where a CPU would emulate it.
         in_registry: Whether the folder is as the registry holds it, with other files beside the adapter's.
     Raises:
         IntegrityError: the folder is no adapter, or its files are not what its manifest says.

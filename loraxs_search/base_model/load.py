@@ -65,14 +65,26 @@ def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     """
     if precision != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
+    return torch.bfloat16 if _has_bfloat16(device) else torch.float32
+
+
+def exact_dtype(own: torch.dtype, device: torch.device) -> torch.dtype:
+    """Return the dtype that holds a checkpoint's numbers, and that a device multiplies fast: `own`, or float32.
+
+    A CPU that emulates a half precision takes eight times as long as in float32 (AVX2, bfloat16), for the same weights.
+    """
+    is_slow = own is torch.float16 or (own is torch.bfloat16 and not _has_bfloat16(device))
+    return torch.float32 if device.type == "cpu" and is_slow else own
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    """Return whether a device has instructions for it."""
     if device.type == "cuda":
-        native = torch.cuda.get_device_capability(device)[0] >= 8  # Ampere brought bf16 tensor cores
-    else:
-        info = Path("/proc/cpuinfo")
-        lines = info.read_text().splitlines() if info.exists() else []
-        flags = next((line for line in lines if line.startswith("flags")), "")
-        native = not _CPU_BF16_FLAGS.isdisjoint(flags.split())
-    return torch.bfloat16 if native else torch.float32
+        return torch.cuda.get_device_capability(device)[0] >= 8  # Ampere brought bf16 tensor cores
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    return not _CPU_BF16_FLAGS.isdisjoint(flags.split())
 
 
 def load_model(
@@ -89,7 +101,8 @@ def load_model(
     The head stays float32 whatever `dtype` is, and casts its own input.
 
     Args:
-        dtype: Precision of the body; None means the checkpoint's own.
+        dtype: Precision of the body; None means the checkpoint's own, or float32 where a CPU would emulate it. The
+            model's config keeps the checkpoint's own.
     Raises:
         BaseModelError: the files are no such model, or lack weights of its body.
     """
@@ -110,6 +123,8 @@ def load_model(
             ignore_mismatched_sizes=True,  # a checkpoint's head may be for other labels; the body is checked after
             output_loading_info=True,
         )
+    if dtype is None:
+        cast("nn.Module", model).to(exact_dtype(model.dtype, torch.device(device)))
     missing = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
     heads = head_names(model)
     poolers = {name for name in missing if _is_body_pooler(name, heads)}  # BERT's, which many checkpoints lack

@@ -107,7 +107,13 @@ _ABOUT: Final = "factors"
 
 
 def _content_key(weight: Tensor, *, rank: int, basis: str, driver: str) -> str:
-    """Return the sha256 of everything the factors depend on: the weight's bytes and how they are decomposed."""
+    """Return the sha256 of everything the factors depend on: the weight's bytes and how they are decomposed.
+
+    The bytes are those of the checkpoint, also where a half precision was loaded in float32.
+    """
+    for half in (torch.bfloat16, torch.float16):
+        if weight.dtype is torch.float32 and torch.equal(weight.to(half).float(), weight):
+            weight = weight.to(half)
     recipe = {
         "algorithm": ALGORITHM_VERSION,
         "basis": basis,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal, cast
 
 import torch
 from peft import PeftModel
@@ -26,7 +27,11 @@ from loraxs_search.tasks.prepared import served
 
 
 def load_adapter_folder(
-    folder: Path, *, base: BaseModel | None = None, dtype: torch.dtype | None = None, device: str = "cpu"
+    folder: Path,
+    *,
+    base: BaseModel | None = None,
+    dtype: torch.dtype | Literal["checkpoint"] | None = None,
+    device: str = "cpu",
 ) -> PeftModel | PreTrainedModel:
     """Load an adapter with its base, in eval mode, refusing whatever is not what its manifest says.
 
@@ -38,8 +43,9 @@ def load_adapter_folder(
     Args:
         folder: Holds manifest.json and the files it lists.
         base: The base model when it is at hand; located from the manifest otherwise.
-        dtype: Dtype of the base; None means the checkpoint's own. Factors always come from the checkpoint's weights,
-            before the cast; the adapter and the head stay float32.
+        dtype: Dtype of the base; None means the checkpoint's own, or float32 where a CPU would emulate it, and
+            `checkpoint` its own in any case. Factors always come from the checkpoint's weights, before the cast; the
+            adapter and the head stay float32.
     Raises:
         IntegrityError: the manifest is missing or unreadable, or a file differs from it.
         BaseModelError: the base cannot be found, or it, the factors or the reference logits are not those of the
@@ -57,7 +63,7 @@ def load_adapter_folder(
     model = method.load(body, folder, device)
     compare_reference_logits(reference_logits(model, manifest.probe.input_ids), manifest.probe, tolerance(model))
     if dtype is not None:
-        _cast_body(body, dtype)
+        _cast_body(body, cast("torch.dtype", body.config.dtype) if dtype == "checkpoint" else dtype)
     return model
 
 
@@ -158,8 +164,12 @@ def make_reference_logits(model: PeftModel | PreTrainedModel, vocab_size: int) -
 
 
 def tolerance(model: nn.Module) -> float:
-    """Return by how much the logits of another machine may differ: in half precision, kernels round each layer."""
-    return _HALF if any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters()) else _WHOLE
+    """Return by how much the logits of another machine may differ: in half precision, kernels round each layer.
+
+    Of a checkpoint in half precision, they may be computed in float32 here and not there.
+    """
+    own = getattr(getattr(model, "config", None), "dtype", None)
+    return _HALF if {own, *(p.dtype for p in model.parameters())} & {torch.bfloat16, torch.float16} else _WHOLE
 
 
 def compare_reference_logits(actual: Tensor, reference: ReferenceLogits, atol: float = _WHOLE) -> None:

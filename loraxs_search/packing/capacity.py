@@ -1,12 +1,12 @@
 """What a device takes: a base and its number format, how many trials, and how many of their tokens at once.
 
-Whether memory holds a base is asked before any of it is loaded. A base is held once where trials run in the
-checkpoint's own precision, as bfloat16 checkpoints do by default wherever bfloat16 is fast. Otherwise it is held twice,
-and neither can be made from the other when it is asked for. Confirmation and scores of candidates take the checkpoint's
-numbers, and so do factors, at any time: a trial that joins with a new rank or basis is decomposed from them, since
-rounded weights have other singular vectors. Trials, and baselines in another thread beside them, take those that they
-run in. Casting the one body to and fro would be exact only from bfloat16 to float32, and would pull the weights from
-under whoever computes.
+Whether memory holds a base is asked before any of it is loaded. A base is held once where trials run in the precision
+of its exact weights, as those of bfloat16 checkpoints do by default: in bfloat16 where that is fast, else in float32.
+Otherwise it is held twice, and neither can be made from the other when it is asked for. Confirmation and scores of
+candidates take the checkpoint's numbers, and so do factors, at any time: a trial that joins with a new rank or basis is
+decomposed from them, since rounded weights have other singular vectors. Trials, and baselines in another thread beside
+them, take those that they run in. Casting the one body to and fro would be exact only from bfloat16 to float32, and
+would pull the weights from under whoever computes.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from loraxs_search.base_model.load import exact_dtype
 from loraxs_search.base_model.locate import weight_files
 from loraxs_search.base_model.reading import end_with_eos, readable
 from loraxs_search.engine.passes import MEMORY_ERRORS, is_out_of_memory
@@ -139,8 +140,9 @@ _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF
 def check_fits(base: BaseModel, dtype: torch.dtype, device: torch.device) -> None:
     """Refuse a base that the free memory of its device cannot hold.
 
-    Its weights are held in the checkpoint's own precision, and in `dtype` if that is another one. They are counted from
-    what its files say of themselves; files that are no safetensors count as long as they are.
+    Its weights are held in the checkpoint's own precision, or in float32 where a CPU would emulate that, and in `dtype`
+    if that is another one. They are counted from what its files say of themselves; files that are no safetensors count
+    as long as they are.
 
     Args:
         dtype: Precision that trials run in.
@@ -157,8 +159,9 @@ def check_fits(base: BaseModel, dtype: torch.dtype, device: torch.device) -> Non
     num_floats, own = sum(numbers.values()), None
     if numbers:  # what `from_pretrained` gives by default: the configuration's, else that of most numbers
         config = json.loads((Path(base.path) / "config.json").read_text())
-        declared = getattr(torch, str(config.get("dtype", config.get("torch_dtype"))), None)
-        own = declared if declared in _DTYPES.values() else max(numbers, key=lambda dtype: numbers[dtype])
+        declared = f"torch.{config.get('dtype', config.get('torch_dtype'))}"
+        usual = max(numbers, key=lambda dtype: numbers[dtype])
+        own = exact_dtype({str(it): it for it in _DTYPES.values()}.get(declared, usual), device)
 
     def needed(dtype: torch.dtype) -> int:
         if own is None:

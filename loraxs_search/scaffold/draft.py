@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
 import math
-import os
 import re
 import shlex
 import time
@@ -85,8 +85,9 @@ _DECODER_IN_MINUTES: _Tried = (32, "all-linear", {"log_uniform": [2.0e-3, 6.0e-3
 # they have more: "Few rows" in tests/benchmarks/README.md.
 _FEW_ROWS, _FEW_STEPS, _FEW_OF_LABEL = 400, 40, 32
 _FEW_PLANS, _FEW_RANK, _SOME_RANK = ((1, 1, 0),), (1, 8.0e-3), (16, 4.0e-3)
-# The budget without a GPU, what of it trains, and what a core computes in a second.
-_SECONDS, _TRAINING_SECONDS, _OPERATIONS = 600, 480, 6e10
+# The budget without a GPU, what of it trains, and how much of a CPU's speed in large products training has: measured on
+# two kinds of cores, of 388 GFLOP/s in bfloat16 and of 143 in float32.
+_SECONDS, _TRAINING_SECONDS, _SHARE_OF_PEAK = 600, 480, {2: 0.3, 4: 0.4}  # by bytes of a number
 _MOST_CROSS_VALIDATION_S = 90
 _TRAINING = ("train", "training")
 _HELD_OUT = {"validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
@@ -464,7 +465,7 @@ def _score_few(space: Space, num_rows: int, measured: _Measured) -> str:
     from loraxs_search.scaffold.cross_validation import FOLDS, cross_validate
 
     tokens = FOLDS * space.search.max_steps * _BATCH * measured.mean_tokens
-    seconds = 4 * _body_weights(locate(space.base_model)) * tokens / (_OPERATIONS * (os.cpu_count() or 1))
+    seconds = 4 * _body_weights(locate(space.base_model)) * tokens / _operations_per_second()
     if seconds > _MOST_CROSS_VALIDATION_S and not torch.cuda.is_available():
         return f"not cross-validated, which would take {seconds / 60:.0f} minutes here"
     log.warning("Cross-validating on %d rows: about %.0f s without a GPU; Ctrl-C skips it.", num_rows, seconds)
@@ -485,6 +486,25 @@ def _body_weights(base: BaseModel) -> int:
 
     config = AutoConfig.from_pretrained(base.path).get_text_config()
     return int(12 * config.num_hidden_layers * config.hidden_size**2)
+
+
+@functools.cache
+def _operations_per_second() -> float:
+    """Return what training computes in a second on this CPU; measured, as cores say little of it.
+
+    In steps of a fifth, so that spaces of one machine are alike.
+    """
+    import torch
+
+    from loraxs_search.base_model.load import choose_dtype
+
+    matrix, fastest = torch.ones(1024, 1024, dtype=choose_dtype("auto", torch.device("cpu"))), math.inf
+    for _ in range(5):
+        started = time.perf_counter()
+        matrix @ matrix
+        fastest = min(fastest, time.perf_counter() - started)
+    speed = _SHARE_OF_PEAK[matrix.itemsize] * 2 * len(matrix) ** 3 / fastest
+    return float(2 ** (round(4 * math.log2(speed)) / 4))
 
 
 @dataclass(frozen=True)
@@ -583,7 +603,7 @@ def _plan(
 
         config = AutoConfig.from_pretrained(located.path).get_text_config()
         weights = 2.4 * (weights + config.vocab_size * config.hidden_size)
-    tokens = _TRAINING_SECONDS * _OPERATIONS * (os.cpu_count() or 1) / (4 * weights)
+    tokens = _TRAINING_SECONDS * _operations_per_second() / (4 * weights)
     for plan in plans:
         trials, candidates, seeds = plan
         whole = trials if trials <= _SIDE_BY_SIDE and not decodes else trials / 2

@@ -134,6 +134,15 @@ def test_candidates_are_written_for_and_the_champion_writes(ray_here, in_search_
         assert part in card
 
 
+def test_a_search_without_candidates_asks_the_base_nothing_more(ray_here, folder):
+    """It was asked for a part of the rows, to know how long answers take."""
+    result = launch(str(folder / "turned.yaml"), name="late", overrides=("search.time_budget=1s",))
+    study = StudyFolder.open("late")
+    assert study.candidates() == [] == [r for r in result.trials if r.state is TrialState.COMPLETE]
+    assert study.confirmed.answers(0, "validation") and not study.confirmed.answers(4, "validation")
+    assert [it.name for it in study.baselines() or ()] == ["constant"]
+
+
 @pytest.mark.long(part="search")
 def test_a_kind_from_outside_is_searched_promoted_and_asked(shell, agree):
     checked = shell.ok("check", "pairs.yaml", "--data")

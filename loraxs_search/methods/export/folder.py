@@ -393,7 +393,7 @@ def converted(folder: Path, form: str, options: ExportOptions = _NO_OPTIONS) -> 
         shutil.rmtree(building, ignore_errors=True)  # of one that was killed
         building.mkdir()
         try:
-            model = load_adapter_folder(folder, dtype=getattr(torch, options.dtype) if options.dtype else None)
+            model = load_adapter_folder(folder, dtype=getattr(torch, options.dtype) if options.dtype else "checkpoint")
             entry().write(LoadedAdapter(model, manifest, method), building, options)
             write_atomic(note, json.dumps(_digests(building, entry), indent=1))
             remove_whole(target)

@@ -75,12 +75,15 @@ def open_tracker(folder: StudyFolder, uri: str, mirror: Mirror | None) -> Tracke
 
 
 def lacks_baseline(folder: StudyFolder) -> bool:
-    """Whether a required baseline was not measured: resuming measures it, since nothing is promoted without it."""
+    """Whether a required baseline was not measured: resuming measures it, since nothing is promoted without it.
+
+    A search that ended without candidates needs none.
+    """
     from loraxs_search.registry.promotion import unmeasured  # numpy
 
     info, has_untouched = folder.info, folder.confirmed.base_rows_path.is_file()
     found = unmeasured(info.task, folder.baselines() or (), folder.baseline_answers(), has_untouched=has_untouched)
-    return info.promotion.require == "all" and found is not None and found[1]
+    return folder.candidates() != [] and info.promotion.require == "all" and found is not None and found[1]
 
 
 def record_end(folder: StudyFolder, journal: StudyLog) -> SearchResult:

@@ -340,7 +340,7 @@ class SearchSession:
         candidates = end.validate(self._budget)
         if self._wants_more():
             return False
-        if not end.base_baseline.is_measured:
+        if candidates and not end.base_baseline.is_measured:
             log.phase("asking the untouched base, on validation and test rows")
             end.base_baseline.measure()
         log.phase("scoring the finalist on the test rows, writing adapters")

@@ -67,11 +67,26 @@ def test_model_is_frozen_in_evaluation_mode_with_float32_head(make_base, family)
         assert parameter.dtype == (torch.float32 if name.split(".")[0] in heads else torch.bfloat16), name
 
 
-def test_dtype_none_is_the_checkpoints_own(make_base):
+@pytest.mark.parametrize(
+    ("own", "is_fast", "held"),
+    [
+        (torch.bfloat16, True, torch.bfloat16),
+        (torch.bfloat16, False, torch.float32),
+        (torch.float16, True, torch.float32),
+        (torch.float32, True, torch.float32),
+    ],
+)
+def test_dtype_none_is_the_checkpoints_own_or_float32_where_a_cpu_would_emulate_it(
+    make_base, own, is_fast, held, monkeypatch
+):
+    monkeypatch.setattr("loraxs_search.base_model.load._has_bfloat16", lambda _: is_fast)
     base = make_base("bert")
-    edit_weights(base, lambda _, value: value.bfloat16())
+    edit_weights(base, lambda _, value: value.to(own))
     edit_config(base, dtype=None)
-    assert load_model(base, classifier(2)).dtype == torch.bfloat16
+    model, exact = load_model(base, classifier(2)), load_model(base, classifier(2), dtype=own)
+    assert (model.dtype, model.config.dtype, exact.dtype) == (held, own, own)
+    pairs = list(zip(model.parameters(), exact.parameters(), strict=True))
+    assert pairs and all(torch.equal(one.float(), other.float()) for one, other in pairs), "the same weights"
 
 
 def test_two_loads_are_equal_even_where_the_checkpoint_lacks_weights(make_base):

@@ -359,7 +359,7 @@ def test_weights_are_the_files_numbers_rounded_to_bfloat16_and_a_begin_token_is_
     write_gguf(carried, begin=True)
     assert load_tokenizer(locate(REF))("ab")["input_ids"] == [0, TOKENS.index("ab")]
     model = load_model(locate(REF), LANGUAGE_MODEL)
-    assert model.dtype == torch.bfloat16
+    assert model.config.dtype == torch.bfloat16
     for tensor in gguf.GGUFReader(carried).tensors:
         if "ffn_down" in tensor.name:
             layer = model.model.layers[int(tensor.name.split(".")[1])]

@@ -170,6 +170,13 @@ def test_factors_of_another_machine_are_found_beside_this_ones(tmp_path):
     assert FactorStore(tmp_path).identify(matrix(), rank=3) == (key, said), "its own are still those it computes"
 
 
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_a_weight_in_half_precision_has_the_same_factors_where_it_is_held_in_float32(half, tmp_path):
+    weight, whole = matrix().to(half), FactorStore(tmp_path / "whole").identify(matrix(), rank=3)
+    said = FactorStore(tmp_path / "half").identify(weight, rank=3)
+    assert FactorStore(tmp_path / "float32").identify(weight.float(), rank=3) == said != whole
+
+
 # ---- from a registry -------------------------------------------------------------------------------------------------
 @pytest.fixture
 def brought(tmp_path):

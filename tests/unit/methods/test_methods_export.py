@@ -109,13 +109,17 @@ def test_a_tokenizer_with_several_chat_templates_goes_along(sealed):
 
 
 # ---- a base that rounds, and one that a package carries --------------------------------------------------------------
+@pytest.mark.parametrize("is_fast", [True, False])  # else it is loaded in float32, and written in bfloat16 all the same
 @pytest.mark.parametrize(("size", "rounds"), [(1e-2, True), (1.0, False)])
-def test_an_update_that_merging_would_round_away_is_said(tmp_path, caplog, size, rounds):
+def test_an_update_that_merging_would_round_away_is_said(tmp_path, caplog, size, rounds, is_fast, monkeypatch):
+    monkeypatch.setattr("loraxs_search.base_model.load._has_bfloat16", lambda _: is_fast)
     base = save_base(make_base().bfloat16(), tmp_path / "base")
     TOKENIZER.save_pretrained(tmp_path / "base")
     config = LoraXSConfig(r=4, target_modules="all-linear", task_type="SEQ_CLS", init_std=size, init_seed=7)
     write_adapter(get_peft_model(make_base().bfloat16(), config).eval(), base, tmp_path / "adapter")
     page = (converted(tmp_path / "adapter", "merged") / "README.md").read_text()
+    stored = load_file(tmp_path / "adapter.merged" / "model.safetensors")
+    assert {value.dtype for name, value in stored.items() if "encoder" in name} == {torch.bfloat16}
     assert rounds == ("--dtype float32" in caplog.text) == ("--dtype float32" in page)
     caplog.clear()
     whole = load_file(converted(tmp_path / "adapter", "merged", ExportOptions(dtype="float32")) / "model.safetensors")

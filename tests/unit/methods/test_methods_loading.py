@@ -76,6 +76,18 @@ def test_a_lower_precision_is_a_cast_of_the_same_model(folder, trained, inputs):
     torch.testing.assert_close(logits(model, inputs), logits(trained, inputs), atol=0.05, rtol=0)
 
 
+def test_an_adapter_of_a_bfloat16_base_is_loaded_where_a_cpu_computes_it_in_float32(tmp_path, inputs, monkeypatch):
+    base = save_base(make_base().bfloat16(), tmp_path / "base")
+    trained = get_peft_model(make_base().bfloat16(), LoraXSConfig(r=4, target_modules=list(TARGETS), init_std=0.1))
+    write_adapter(trained.eval(), base, folder := tmp_path / "adapter")
+    monkeypatch.setattr("loraxs_search.base_model.load._has_bfloat16", lambda _: False)
+    weight = "base_model.model.bert.embeddings.word_embeddings.weight"
+    for dtype, held in ((None, torch.float32), ("checkpoint", torch.bfloat16)):
+        model = load_adapter_folder(folder, dtype=dtype)
+        assert torch.equal(model.get_parameter(weight), trained.get_parameter(weight).to(held))
+        torch.testing.assert_close(logits(model, inputs).float(), logits(trained, inputs).float(), atol=0.05, rtol=0)
+
+
 def test_in_a_lower_precision_an_adapters_own_numbers_are_not_rounded():
     """IA3's lie near one, where bfloat16 has steps of 0.008."""
     model = get_peft_model(make_base(), IA3Config(target_modules=["query"], feedforward_modules=[]))

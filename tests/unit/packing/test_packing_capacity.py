@@ -103,6 +103,9 @@ def test_this_machine_has_free_memory():
     assert 2**20 < capacity.free_bytes(CPU) < 2**50
 
 
+FAST_BFLOAT16 = "loraxs_search.base_model.load._has_bfloat16"
+
+
 # ---- the base --------------------------------------------------------------------------------------------------------
 def base_in(folder: Path, dtype: torch.dtype, *, declared: bool = True) -> BaseModel:
     """Save a small decoder in a precision, which its configuration declares or not."""
@@ -116,18 +119,22 @@ def base_in(folder: Path, dtype: torch.dtype, *, declared: bool = True) -> BaseM
 
 
 @pytest.mark.parametrize(
-    ("own", "dtype", "declared"),
+    ("own", "dtype", "declared", "is_fast", "held"),
     [
-        (torch.float32, torch.bfloat16, False),
-        (torch.bfloat16, torch.bfloat16, False),
-        (torch.float16, torch.bfloat16, True),
+        (torch.float32, torch.bfloat16, False, True, torch.float32),
+        (torch.bfloat16, torch.bfloat16, False, True, torch.bfloat16),
+        (torch.bfloat16, torch.float32, True, False, torch.float32),  # once
+        (torch.float16, torch.bfloat16, True, True, torch.float32),
     ],
 )
-def test_what_is_counted_is_what_the_loaded_models_take(tmp_path, free, own, dtype, declared):
+def test_what_is_counted_is_what_the_loaded_models_take(
+    tmp_path, free, own, dtype, declared, is_fast, held, monkeypatch
+):
+    monkeypatch.setattr(FAST_BFLOAT16, lambda _: is_fast)
     base = base_in(tmp_path / "m", own, declared=declared)
     kind = TaskModel("AutoModelForCausalLM")
-    models = [load_model(base, kind), *([load_model(base, kind, dtype=dtype)] if dtype != own else [])]
-    assert models[0].dtype == own
+    models = [load_model(base, kind), *([load_model(base, kind, dtype=dtype)] if dtype != held else [])]
+    assert models[0].dtype == held
     taken = sum(p.nbytes for model in models for p in model.parameters())
     free(taken)
     capacity.check_fits(base, dtype, CPU)
@@ -148,13 +155,14 @@ def huge(folder: Path, own: str) -> BaseModel:
     ("free_gib", "own", "dtype", "message", "hint"),
     [  # two copies; a copy in bfloat16 helps; nothing here helps
         (5, "BF16", torch.float32, r"6\.00 GiB as bfloat16 .*float32, and 5\.00 GiB of cpu", "set .* bfloat16, which"),
-        (3, "F16", torch.bfloat16, r"4\.00 GiB as float16 and", "use a copy of the base that is saved as bfloat16"),
+        (3, "F16", torch.bfloat16, r"6\.00 GiB as float32 and", "use a copy of the base that is saved as bfloat16"),
         (1, "BF16", torch.bfloat16, r"2\.00 GiB, .*1\.00 GiB", "use a device with more memory, or a smaller base$"),
     ],
 )
 def test_a_base_that_does_not_fit_says_what_it_takes_and_what_would(
-    tmp_path, free, free_gib, own, dtype, message, hint
+    tmp_path, free, free_gib, own, dtype, message, hint, monkeypatch
 ):
+    monkeypatch.setattr(FAST_BFLOAT16, lambda _: True)
     free(free_gib * GIB)
     with pytest.raises(BaseModelError, match=message) as caught:
         capacity.check_fits(huge(tmp_path, own), dtype, CPU)

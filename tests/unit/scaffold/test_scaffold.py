@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import itertools
 import json
 import random
 import re
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from support.bases import SMALL, word_tokenizer
 from support.rows import csv_of, texts
@@ -24,11 +26,12 @@ from transformers import BertConfig, BertModel
 from loraxs_search.base_model.locate import KnownPackage
 from loraxs_search.errors import LoraxsError, TaskDataError, UsageError
 from loraxs_search.scaffold import cross_validation
-from loraxs_search.scaffold.draft import DraftedSpace, draft_space
+from loraxs_search.scaffold.draft import DraftedSpace, _operations_per_second, draft_space
 from loraxs_search.scaffold.roles import Choices, UndecidedError
 from loraxs_search.tasks.prepared import load_data
 
 PLAIN = csv_of()
+SPEED = "loraxs_search.scaffold.draft._operations_per_second"
 Content = str | bytes | Sequence[Mapping[str, Any]]
 
 
@@ -526,7 +529,7 @@ def test_a_text_with_different_labels_is_said_with_its_lines(drafted):
 
 # ---- the budget ------------------------------------------------------------------------------------------------------
 def test_without_a_gpu_the_budget_is_minutes(drafted, in_warm_home, monkeypatch):
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr(SPEED, lambda: 1.2e11)
 
     def search_of(words: int, num_rows: int = 5000) -> dict[str, Any]:
         rows = "".join(f"{' '.join(['word'] * words)} {i},{'ab'[i % 2]}\n" for i in range(num_rows))
@@ -548,9 +551,22 @@ def test_without_a_gpu_the_budget_is_minutes(drafted, in_warm_home, monkeypatch)
         assert (search["rank"], search["target_modules"], search["scheduler"]) == (64, "all-linear", "none")
         assert (search["seeds"], search["time_budget"]) == (0, "10m")
 
+    monkeypatch.setattr(SPEED, lambda: 0.5e11)  # too few for four to train to their ends
+    slow = search_of(20)
+    assert slow["trials"] == 2 and 500 <= slow["max_steps"] < 752
+
+
+@pytest.mark.parametrize(("dtype", "share"), [(torch.float32, 0.4), (torch.bfloat16, 0.3)])
+def test_a_cpus_speed_is_measured_by_its_fastest_product(dtype, share, monkeypatch):
+    moments = itertools.accumulate([0.0, 0.5, 9.0, 0.01, 9.0, 0.3, 9.0, 0.3, 9.0, 0.3])
+    monkeypatch.setattr("loraxs_search.base_model.load.choose_dtype", lambda *_: dtype)
+    monkeypatch.setattr("time.perf_counter", lambda: next(moments))
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda one, _: one)  # seconds, where bfloat16 is emulated
+    assert _operations_per_second.__wrapped__() == pytest.approx(share * 2 * 1024**3 / 0.01, rel=0.1)
+
 
 def test_of_a_decoder_two_trials_keep_the_steps_that_ten_minutes_allow(drafted, in_warm_home, monkeypatch):
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr(SPEED, lambda: 1.2e11)
     rows = [
         {"question": f"{text} and how many are there?", "answer": f"{' '.join(['so'] * 100)} {i}"}
         for i, text in enumerate(texts(2400))

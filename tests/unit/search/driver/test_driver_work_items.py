@@ -262,6 +262,8 @@ def test_what_a_promotion_lacks_is_what_resuming_measures(folder):
     path.unlink()
     asks_less = replace(folder.info, name="c", promotion=PromotionRule(require="constant"))
     assert not lacks_baseline(StudyFolder.create(asks_less, "task: sst2\n"))
+    folder.write_candidates([])
+    assert not lacks_baseline(folder), "there is nothing to promote"
 
 
 def test_a_base_without_a_finite_score_has_answered(folder):
