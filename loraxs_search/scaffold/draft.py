@@ -70,24 +70,32 @@ _MANY_STEPS = 320  # from here on, weak trials show after an eighth of them
 _SCORED_ROWS = 1_000  # validation rows that tell trials apart at a report
 _FEWEST = 10  # rows of which a tenth can be set aside
 _FEW_CARVED, _FEW_SHARE = 50, 5  # where a tenth of the rows is fewer than so many, a fifth is set aside, up to as many
-# Without a GPU, a decoder writes about one answer a second: rows held out, and those whose loss a report scores.
-_MOST_HELD_OUT, _SCORED_BY_DECODER = 200, 64
+# Without a GPU, decoders answer slowly: rows held out, at least and at most, and those whose loss a report scores.
+_LEAST_HELD_OUT, _MOST_HELD_OUT, _SCORED_BY_DECODER = 50, 200, 64
 _MAX_SHOWN = 20  # classes that are listed
 # Trials, candidates, refits of each: the first plan that fits, or that trains for `_ENOUGH` of the steps.
-_PLANS, _DECODER_PLANS, _ENOUGH = ((12, 3, 2), (4, 2, 0), (3, 2, 0), (2, 2, 0)), ((4, 2, 0), (2, 1, 0)), 2 / 3
+_PLANS, _ENOUGH = ((12, 3, 2), (4, 2, 0), (3, 2, 0), (2, 2, 0)), 2 / 3
+_DECODER_PLANS, _ENOUGH_OF_DECODER, _LEAST_STEPS = ((4, 2, 0), (2, 1, 0), (1, 1, 0)), 1 / 3, 16
 # Rank, target modules, learning rate: of many trials, of so few that all of them train to their ends, of decoders.
 _SIDE_BY_SIDE, _EITHER = 4, {"choice": ["attention", "all-linear"]}
 _MANY: _Tried = ({"choice": [16, 32, 64]}, _EITHER, {"log_uniform": [1.0e-3, 1.6e-2]})
 _WHOLE: _Tried = (64, "all-linear", {"log_uniform": [5.0e-4, 4.0e-3]})
 _DECODER: _Tried = ({"choice": [8, 16, 32]}, _EITHER, {"log_uniform": [5.0e-4, 1.0e-2]})
 _DECODER_IN_MINUTES: _Tried = (32, "all-linear", {"log_uniform": [2.0e-3, 6.0e-3]})
+_ONE_DECODER: _Tried = (32, "all-linear", 4.0e-3)
 # Few rows tell no trials apart: one, of what did best on them. Rank and rate where labels have fewer rows, and where
 # they have more: "Few rows" in tests/benchmarks/README.md.
 _FEW_ROWS, _FEW_STEPS, _FEW_OF_LABEL = 400, 40, 32
-_FEW_PLANS, _FEW_RANK, _SOME_RANK = ((1, 1, 0),), (1, 8.0e-3), (16, 4.0e-3)
-# The budget without a GPU, what of it trains, and how much of a CPU's speed in large products training has: measured on
-# two kinds of cores, of 388 GFLOP/s in bfloat16 and of 143 in float32.
-_SECONDS, _TRAINING_SECONDS, _SHARE_OF_PEAK = 600, 480, {2: 0.3, 4: 0.4}  # by bytes of a number
+_FEW_PLANS = ((1, 1, 0),)
+_SCARCE: _Tried = (1, "all-linear", 8.0e-3)
+_SOME: _Tried = (16, "all-linear", 4.0e-3)
+# Budgets without a GPU, in seconds, and what the start takes, of a classifier the end too; how much of a CPU's speed in
+# large products training has, by bytes of a number. Measured on cores of 388 GFLOP/s in bfloat16 and of 143 in float32.
+_BUDGET, _START, _DECODER_BUDGET, _DECODER_START = 600, 120, 1080, 60
+_SHARE_OF_PEAK = {2: 0.3, 4: 0.4}
+# Of decoders, whose matrices are larger: the time of a training step by what a classifier's share makes it; the times
+# of an answer and of a scored row by that of training on a row; the share of the time that is for answers.
+_OF_ESTIMATE, _ANSWER, _SCORE, _ANSWERING = 0.6, 1.4, 0.4, 0.5
 _MOST_CROSS_VALIDATION_S = 90
 _TRAINING = ("train", "training")
 _HELD_OUT = {"validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
@@ -160,8 +168,8 @@ def draft_space(
         ending = "csv" if table.is_separated else "jsonl"
         copy = folder / f"{table.path.name.partition('.')[0]}.plain.{ending}"
     files = {"train": copy or table.path} | {split: own.path for split, own in held_out.items()}
-    is_slow = measured.is_timed and roles.kind in (WRITING, CHOOSING)
-    limits, set_aside, more = _held_out_rows(table.num_rows, missing, held_out, is_slow=is_slow)
+    most = measured.most_held_out if roles.kind in (WRITING, CHOOSING) else None
+    limits, set_aside, more = _held_out_rows(table.num_rows, missing, held_out, most)
     warnings += more
     num_rows = table.num_rows - len(missing) * limits.get("carved_rows", table.num_rows // 10)
     sections = _sections(table, roles, base, measured, num_rows, choices)
@@ -196,7 +204,7 @@ def draft_space(
             best, compared = _probe(space.task, bases)
             draft = draft_space(data, path, replace(choices, base=best.id), index=index, force=True)
             return replace(draft, guesses={**draft.guesses, "base": compared})
-        if "carved_rows" in limits and KINDS.get(roles.kind).is_linear and measured.mean_tokens:
+        if "carved_rows" in limits and KINDS.get(roles.kind).is_linear and measured.is_counted:
             guesses["score"] = _score_few(space, table.num_rows, measured)
     except BaseException:
         path.unlink(missing_ok=True)  # else the next try would find it there
@@ -229,7 +237,7 @@ def _sections(
             raise UsageError(unknown_name("--metric", choices.metric, fitting), hint=f"metrics of {roles.kind}")
         metrics = [choices.metric, *(name for name in metrics if name != choices.metric)]
     batch = _DECODER_BATCH if decodes else _BATCH
-    steps, trials, candidates, seeds, budget = _plan(rows, batch, decodes, base, measured)
+    steps, trials, candidates, seeds, budget = _plan(rows, batch, decodes, measured)
     seen = f"about {(passes := round(steps * batch / rows))} pass{'es' * (passes > 1)} over the training rows"
     if steps * batch / rows < 0.95:
         seen = f"{steps * batch / rows:.1g} of a pass over the training rows; a whole one is {-(-rows // batch)}"
@@ -254,15 +262,13 @@ def _sections(
     scored = _SCORED_ROWS if table.num_rows > 10 * _SCORED_ROWS else None
     if writes and budget:
         scored = _SCORED_BY_DECODER
-    tried = _MANY if trials > _SIDE_BY_SIDE else _WHOLE
-    if decodes:
-        tried = _DECODER_IN_MINUTES if budget else _DECODER
-    (rank, modules, rate), whole = tried, tried is _WHOLE
-    head_rate: Any = {"log_uniform": [2.0e-3, 2.0e-2]}
+    is_scarce = kind == CLASSES and rows < _FEW_OF_LABEL * len(roles.labels)
+    rank, modules, rate = tried = _tried(trials, decodes=decodes, in_minutes=budget is not None, is_scarce=is_scarce)
+    whole = tried in (_WHOLE, _SOME, _SCARCE, _ONE_DECODER)
+    head_rate: Any = {"log_uniform": [2.0e-3, 2.0e-2]} if trials > 1 else 5.0e-3
+    trained = "all of them train to their ends, side by side"
     if trials == 1:
-        rank, rate = _FEW_RANK if kind == CLASSES and rows < _FEW_OF_LABEL * len(roles.labels) else _SOME_RANK
-        head_rate = 5.0e-3
-    trained = "few rows tell no trials apart" if trials == 1 else "all of them train to their ends, side by side"
+        trained = "two would take too long on these cores" if decodes else "few rows tell no trials apart"
     return {
         "task": [
             ("kind", kind, ""),
@@ -304,6 +310,17 @@ def _sections(
             ("seeds", seeds, "the best trials are trained again from so many seeds"),
         ],
     }
+
+
+def _tried(trials: int, *, decodes: bool, in_minutes: bool, is_scarce: bool) -> _Tried:
+    """Return what so many trials try: rank, target modules and learning rate."""
+    if decodes and trials == 1:
+        return _ONE_DECODER
+    if decodes:
+        return _DECODER_IN_MINUTES if in_minutes else _DECODER
+    if trials == 1:
+        return _SCARCE if is_scarce else _SOME
+    return _MANY if trials > _SIDE_BY_SIDE else _WHOLE
 
 
 def _task_name(data: str | Path, choices: Choices) -> str:
@@ -367,14 +384,14 @@ def _held_out(table: Table, roles: Roles, choices: Choices) -> tuple[dict[str, T
 
 
 def _held_out_rows(
-    num_rows: int, missing: Sequence[str], held_out: Mapping[str, Table], *, is_slow: bool
+    num_rows: int, missing: Sequence[str], held_out: Mapping[str, Table], most: int | None
 ) -> tuple[dict[str, int], str, list[str]]:
     """Return the keys of `data` that say how many rows are held out, what is said of that, and warnings.
 
     A tenth for each missing split needs no key. Of few rows it is a fifth: a tenth would say nothing of an adapter.
 
     Args:
-        is_slow: Whether a decoder answers without a GPU.
+        most: How many a decoder has time to answer.
     """
     each, places, usual = " each" * (len(missing) > 1), " and the ".join(missing), num_rows // 10
     limits, warnings = dict[str, int](), list[str]()
@@ -389,8 +406,8 @@ def _held_out_rows(
         "carved_rows": usual if missing else 0,
         "held_out_rows": max((it.num_rows for it in held_out.values()), default=0),
     }
-    if is_slow and (many := [key for key, count in counts.items() if count > _MOST_HELD_OUT]):
-        limits |= dict.fromkeys(many, _MOST_HELD_OUT)
+    if most is not None and (many := [key for key, count in counts.items() if count > most]):
+        limits |= dict.fromkeys(many, most)
         said = "few validation and test rows: answers take long without a GPU"
     return limits, said, warnings
 
@@ -460,15 +477,13 @@ def _probe(task: Task, bases: Sequence[BaseModelRef]) -> tuple[BaseModelRef, str
 
 def _score_few(space: Space, num_rows: int, measured: _Measured) -> str:
     """Return the cross-validated score of the space's first trial, or why there is none."""
-    import torch
-
     from loraxs_search.scaffold.cross_validation import FOLDS, cross_validate
 
-    tokens = FOLDS * space.search.max_steps * _BATCH * measured.mean_tokens
-    seconds = 4 * _body_weights(locate(space.base_model)) * tokens / _operations_per_second()
-    if seconds > _MOST_CROSS_VALIDATION_S and not torch.cuda.is_available():
+    seconds = FOLDS * space.search.max_steps * _BATCH * measured.row_s
+    if seconds > _MOST_CROSS_VALIDATION_S:
         return f"not cross-validated, which would take {seconds / 60:.0f} minutes here"
-    log.warning("Cross-validating on %d rows: about %.0f s without a GPU; Ctrl-C skips it.", num_rows, seconds)
+    about = f" about {seconds:.0f} s without a GPU;" if seconds else ""
+    log.warning("Cross-validating on %d rows:%s Ctrl-C skips it.", num_rows, about)
     try:
         (score, error), (before, other) = cross_validate(space)
     except KeyboardInterrupt:
@@ -509,32 +524,42 @@ def _operations_per_second() -> float:
 
 @dataclass(frozen=True)
 class _Measured:
-    """Tokens of rows, as the base counts them."""
+    """Tokens of rows, as the base counts them.
+
+    Args:
+        answers: Of some rows that are written, and the longest: ascending.
+        row_s: Seconds that training on a row takes without a GPU: then a search is planned for minutes. 0 with one, or
+            where no tokens were counted.
+    """
 
     max_length: int
     reason: str
-    answers: Sequence[int] = ()  # of some rows that are written, and the longest: ascending
-    mean_tokens: float = 0.0
+    is_counted: bool = False
+    answers: Sequence[int] = ()
+    row_s: float = 0.0
 
     @property
-    def is_timed(self) -> bool:
-        """Whether a search is planned for ten minutes: without a GPU, where tokens were counted."""
-        import torch
-
-        return self.mean_tokens > 0 and not torch.cuda.is_available()
+    def most_held_out(self) -> int | None:
+        """How many validation and as many test rows a decoder has time for, or None if nothing limits them."""
+        if not self.row_s:
+            return None
+        answers = _ANSWERING * (_DECODER_BUDGET - _DECODER_START) / (_ANSWER * self.row_s)
+        return max(_LEAST_HELD_OUT, min(_MOST_HELD_OUT, int(answers / _answers_of(1)) // 10 * 10))
 
     @property
     def answer_room(self) -> tuple[int, str]:
         """Most tokens to write, with the end, and the reason: room for all answers, or for 99 of 100 without a GPU."""
         longest = self.answers[-1]
         most = max(self.answers[int(len(self.answers) * 0.99)], _SHORT_ANSWER)
-        if self.is_timed and most < longest:
+        if self.row_s and most < longest:
             return most + 2, f"99 of 100 answers are no longer; the longest has {longest}"
         return longest + 2, f"the longest answer has {longest}"
 
 
 def _measure(table: Table, roles: Roles, base: BaseModelRef, choices: Choices) -> _Measured:
     """Count tokens: 99 of 100 rows are to fit, and each answer or option, which no base may lose, with some prompt."""
+    import torch
+
     from loraxs_search.base_model.tokenizer import load_tokenizer
 
     try:
@@ -569,48 +594,65 @@ def _measure(table: Table, roles: Roles, base: BaseModelRef, choices: Choices) -
     least = min(max(own, default=0) + _SOME_PROMPT, tokenizer.model_max_length)
     wanted = min(_LONGEST, tokenizer.model_max_length, -(-fitting // 8) * 8)
     length = choices.max_length or max(16, wanted, least)
+    tokens = sum(min(length, each) for each in sampled) / len(sampled)
     return _Measured(
         length,
         f"{length} tokens: the longest row has about {max(whole)}, 99 of 100 have at most {fitting}",
+        is_counted=True,
         answers=(*sorted(own[: len(sample)]), max(own)) if roles.kind == WRITING else (),
-        mean_tokens=sum(min(length, each) for each in sampled) / len(sampled),
+        row_s=0.0 if torch.cuda.is_available() else _row_seconds(base, tokens, decodes=decodes),
     )
 
 
-def _plan(
-    rows: int, batch: int, decodes: bool, base: BaseModelRef, measured: _Measured
-) -> tuple[int, int, int, int, str | None]:
-    """Return steps, a multiple of 8, trials, candidates, seeds and a time budget; without a GPU, what 10 minutes allow.
+def _row_seconds(base: BaseModelRef, tokens: float, *, decodes: bool) -> float:
+    """Return how long training on a row of so many tokens takes without a GPU, of 4 operations a token and weight."""
+    from transformers import AutoConfig
+
+    located = locate(base)
+    weights: float = _body_weights(located)
+    if decodes:  # logits
+        config = AutoConfig.from_pretrained(located.path).get_text_config()
+        weights = _OF_ESTIMATE * (weights + config.vocab_size * config.hidden_size)
+    return 4 * weights * tokens / _operations_per_second()
+
+
+def _answers_of(candidates: int) -> int:
+    """Return how often a held-out row of a split is answered: by candidates, the finalist, and the base three times."""
+    return candidates + 4
+
+
+def _plan(rows: int, batch: int, decodes: bool, measured: _Measured) -> tuple[int, int, int, int, str | None]:
+    """Return steps, a multiple of 8, trials, candidates, seeds and a time budget; without a GPU, what fits into it.
 
     Fewer trials come before fewer steps, since a short training costs more than a choice of few. Of many trials, half
-    of the steps are counted, as weak ones stop early. A step takes 4 operations a weight. Decoders have logits, and
-    weights of 16 bits, with which CPUs are slower.
+    of the steps are counted, as weak ones stop early; of a decoder's few, 5 of 8. Where not even the shortest search
+    fits, the budget is what it takes.
     """
     if decodes:
         seen = min(_SEVERAL_TIMES * rows, _MOST_SEEN_BY_DECODER)
     else:
         seen = max(min(_MANY_TIMES * rows, _SOME_SEEN), min(_SEVERAL_TIMES * rows, _MOST_SEEN))
-    steps = max(16, -(-seen // (8 * batch)) * 8)
+    steps = max(_LEAST_STEPS, -(-seen // (8 * batch)) * 8)
     plans: Sequence[tuple[int, int, int]] = _DECODER_PLANS if decodes else _PLANS
     if rows < _FEW_ROWS and not decodes:
         steps, plans = max(_FEW_STEPS, steps), _FEW_PLANS
-    if not measured.is_timed:
+    if not measured.row_s:
         return steps, *plans[0], None
-    located = locate(base)
-    weights: float = _body_weights(located)
+    budget_s, start_s, held_out, scored = _BUDGET, _START, 0, 0.0
     if decodes:
-        from transformers import AutoConfig
-
-        config = AutoConfig.from_pretrained(located.path).get_text_config()
-        weights = 2.4 * (weights + config.vocab_size * config.hidden_size)
-    tokens = _TRAINING_SECONDS * _operations_per_second() / (4 * weights)
-    for plan in plans:
-        trials, candidates, seeds = plan
-        whole = trials if trials <= _SIDE_BY_SIDE and not decodes else trials / 2
-        fitting = int(tokens / (measured.mean_tokens * batch) / (whole + candidates * seeds))
-        if fitting >= steps * _ENOUGH:
+        budget_s, start_s, scored = _DECODER_BUDGET, _DECODER_START, 4 * _SCORE * _SCORED_BY_DECODER
+        held_out = min(measured.most_held_out or 0, max(_LEAST_HELD_OUT, rows // 8))
+    for trials, candidates, seeds in plans:
+        whole = trials if trials <= _SIDE_BY_SIDE else trials / 2
+        if decodes:
+            whole = max(1, trials * 5 / 8)
+        fixed_s = start_s + _answers_of(candidates) * held_out * _ANSWER * measured.row_s
+        fitting = int(((budget_s - fixed_s) / measured.row_s / (whole + candidates * seeds) - scored) / batch)
+        if fitting >= steps * (_ENOUGH_OF_DECODER if decodes and trials <= 2 else _ENOUGH):
             break
-    return max(16, min(steps, fitting // 8 * 8)), *plan, f"{_SECONDS // 60}m"
+    steps = max(_LEAST_STEPS, min(steps, fitting // 8 * 8))
+    needed_s = fixed_s + (whole + candidates * seeds) * (steps * batch + scored) * measured.row_s
+    return steps, trials, candidates, seeds, f"{-(-max(budget_s, int(needed_s)) // 60)}m"
 
 
 def _prompt(roles: Roles) -> str:

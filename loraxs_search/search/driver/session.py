@@ -297,7 +297,8 @@ class SearchSession:
             log.append(TrialEnded(trial_id=trial_id, state=TrialState.PRUNED, reason=reason))
         if self.study.plan.time_budget is not None and log.notice is None:
             spread = functools.partial(map_over_hosts, actors.pool, on_loop_step=actors.check_stop)
-            self._budget.answer_s = BaseModelBaseline(folder, actors, task, spread).seconds_per_row()
+            baseline = BaseModelBaseline(folder, actors, task, spread)
+            self._budget.answer_s, self._budget.num_answered = baseline.answered()
         self._budget.keep_time_for_end()
         self._say_plan()
         self._next_look = 0.0

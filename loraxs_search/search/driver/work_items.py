@@ -220,14 +220,19 @@ class BaseModelBaseline:
             return False
         return self._confirmed.base_rows_path.exists() or all(each.failed for each in known if each.is_untouched)
 
-    def seconds_per_row(self) -> float:
-        """Return how long an answer takes, by the first rows, which are asked now if need be; 0 if none are."""
+    def answered(self) -> tuple[float, int]:
+        """Return how long an answer takes, by the first rows, which are asked now if need be, and how many are known.
+
+        Both are 0 where the base is asked nothing.
+        """
         if not self._shots:
-            return 0.0
+            return 0.0, 0
         if not self._confirmed.answers(self._shots[0], "validation"):
             self._spread(self._work("validation", self._shots[0])[:1])
-        answered = self._confirmed.answers(self._shots[0], "validation").values()
-        return sum(part.seconds for part in answered) / max(1, sum(len(part.labels) for part in answered))
+        first = self._confirmed.answers(self._shots[0], "validation").values()
+        answer_s = sum(part.seconds for part in first) / max(1, sum(len(part.labels) for part in first))
+        known = [self._confirmed.answers(shots, split) for split in _SPLITS for shots in self._shots]
+        return answer_s, sum(len(rows) for own in known for rows in own)
 
     def measure(self) -> None:
         """Have the base answer what it has not answered yet, and write its baselines."""

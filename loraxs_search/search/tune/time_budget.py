@@ -23,12 +23,13 @@ class TimeBudget:
         since: When this driver began, less what others before it have worked, seconds since 1970.
     Attributes:
         answer_s: How long an answer at the end takes, where scores are not all there is.
+        num_answered: How many rows the untouched base has answered by now.
         end_s: What of the budget is kept for refits, last scores and baselines.
     """
 
     def __init__(self, study: SteeredStudy, actors: StudyActors, since: float) -> None:
         self._study, self._actors, self._since = study, actors, since
-        self.answer_s = self.end_s = 0.0
+        self.answer_s, self.num_answered, self.end_s = 0.0, 0, 0.0
         # Seconds of all devices together: to train one trial again, to score one candidate on all validation rows, and
         # for what is never left out: the finalist answers the test rows, and the untouched base its questions.
         self._parts_s: tuple[float, float, float] | None = None
@@ -72,6 +73,7 @@ class TimeBudget:
         kind, row_s = kind_of(task), self.answer_s or scoring_s / max(1, scored["validation"])
         shots, again = len(kind.shots), num_rows["validation"] * kind.gives_confidences  # the finalist's
         asked = min(num_rows["validation"], BASE_MODEL_ROWS) * shots + num_rows["test"] * bool(shots)
+        asked = max(0, asked - self.num_answered)
         fixed_s = (row_s * (num_rows["test"] + again) + self.answer_s * asked) / devices
         has_scores = task.report_metric is None and num_rows["validation"] <= scored["validation"]
         candidate_s = 0.0 if has_scores else row_s * num_rows["validation"] / devices  # of its last report

@@ -565,7 +565,7 @@ def test_a_cpus_speed_is_measured_by_its_fastest_product(dtype, share, monkeypat
     assert _operations_per_second.__wrapped__() == pytest.approx(share * 2 * 1024**3 / 0.01, rel=0.1)
 
 
-def test_of_a_decoder_two_trials_keep_the_steps_that_ten_minutes_allow(drafted, in_warm_home, monkeypatch):
+def test_a_decoder_gets_the_rows_trials_and_steps_that_its_minutes_allow(drafted, in_warm_home, monkeypatch):
     monkeypatch.setattr(SPEED, lambda: 1.2e11)
     rows = [
         {"question": f"{text} and how many are there?", "answer": f"{' '.join(['so'] * 100)} {i}"}
@@ -577,12 +577,25 @@ def test_of_a_decoder_two_trials_keep_the_steps_that_ten_minutes_allow(drafted, 
         made = drafted("rows.jsonl", rows[:num_rows], base=None, kind="text-generation", **choices)
         return yaml.safe_load(made.text)
 
-    space = space_of(has_gpu=False)
-    assert (space["search"]["max_steps"], space["search"]["trials"], space["promotion"]["candidates"]) == (32, 2, 1)
-    assert (space["parameters"]["rank"], space["parameters"]["target_modules"]) == (32, "all-linear")
-    assert "scheduler" not in space["search"]
-    assert (space["task"]["data"]["carved_rows"], space["task"]["validation_rows"]) == (200, 64)  # answers are slow
+    plans = {}
+    for speed in (2.4e11, 1.2e11, 0.6e11, 0.3e11, 0.15e11, 0.05e11):
+        monkeypatch.setattr(SPEED, lambda speed=speed: speed)
+        space = space_of(has_gpu=False)
+        plan, held_out = space["search"], space["task"]["data"]["carved_rows"]
+        plans[speed] = held_out, plan["trials"], plan["max_steps"], plan["time_budget"]
+        assert (space["parameters"]["rank"], space["parameters"]["target_modules"]) == (32, "all-linear")
+        assert ("scheduler" in plan) == (plan["trials"] == 1)
+        assert space["task"]["validation_rows"] == 64
+    assert plans == {
+        2.4e11: (200, 4, 64, "18m"),
+        1.2e11: (180, 2, 64, "18m"),
+        0.6e11: (90, 2, 48, "18m"),
+        0.3e11: (50, 1, 24, "18m"),
+        0.15e11: (50, 1, 16, "32m"),  # what the shortest search takes
+        0.05e11: (50, 1, 16, "93m"),
+    }
 
+    monkeypatch.setattr(SPEED, lambda: 1.2e11)
     space = space_of(has_gpu=True)
     assert "validation_rows" not in space["task"] and "carved_rows" not in space["task"]["data"]
     assert (space["search"]["trials"], space["promotion"]["candidates"]) == (4, 2)

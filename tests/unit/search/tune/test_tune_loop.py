@@ -227,7 +227,7 @@ def test_a_process_that_was_not_killed_is_lost_to_tune_all_the_same_and_ends_no_
 
 
 def budget_of(
-    monkeypatch, *, budget_s: float, now: float = 0.0, answer_s: float = 0.0, task: Task = TASK
+    monkeypatch, *, budget_s: float, now: float = 0.0, answer_s: float = 0.0, num_answered: int = 0, task: Task = TASK
 ) -> TimeBudget:
     """Return the budget of a study whose steps take a second; one of its two trials, of 20 steps, still runs."""
     tried = [Tried({"rank": 4}, 0.9), Tried({"rank": 8}, 0.8, state=TrialState.RUNNING)]
@@ -244,7 +244,7 @@ def budget_of(
     actors: Any = SimpleNamespace(info=info, slot_counter=slots, pack_size=SimpleNamespace(size=2))
     budget = TimeBudget(steered(folder, journal), actors, 0.0)
     assert budget.fitting(3, 6) is None, "nothing is known yet"
-    budget.answer_s = answer_s
+    budget.answer_s, budget.num_answered = answer_s, num_answered
     budget.keep_time_for_end()
     return budget
 
@@ -259,15 +259,16 @@ def test_a_time_budget_keeps_time_for_refits(monkeypatch, fresh_home, budget_s, 
 def test_what_does_not_fit_is_left_out_the_refits_first(monkeypatch, fresh_home):
     """On two devices a refit takes 10 s, and a candidate of a task that writes 2,000 answers in 100 s.
 
-    120 s are never left out: 1,000 answers of the finalist and of the base, 200 others twice of the base.
+    115 s are never left out: 1,000 answers of the finalist and of the base, 200 others twice of the base, of which 100
+    are known.
     """
     settings = {"prompt": "{q}", "answer": "{a}"}
     writes = replace(TASK, kind="text-generation", report_metric="loss", settings=settings)
-    budget = budget_of(monkeypatch, budget_s=10_000.0, answer_s=0.1, task=writes)
-    assert budget.end_s == pytest.approx(1.1 * (120 + (2 + 4) * 100 + 4 * 10))
+    budget = budget_of(monkeypatch, budget_s=10_000.0, answer_s=0.1, num_answered=100, task=writes)
+    assert budget.end_s == pytest.approx(1.1 * (115 + (2 + 4) * 100 + 4 * 10))
     fits = {}
-    for left_s in (0, 321, 421, 641, 9000):
+    for left_s in (0, 316, 416, 636, 9000):
         now = 10_000 - left_s
         monkeypatch.setattr("loraxs_search.search.tune.time_budget.steady_time", lambda now=now: now)
         fits[left_s] = budget.fitting(3, 6)
-    assert fits == {0: (1, 0), 321: (2, 0), 421: (3, 0), 641: (3, 2), 9000: (3, 6)}
+    assert fits == {0: (1, 0), 316: (2, 0), 416: (3, 0), 636: (3, 2), 9000: (3, 6)}
