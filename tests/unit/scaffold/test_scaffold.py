@@ -615,4 +615,4 @@ def test_a_decoder_gets_the_rows_trials_and_steps_that_its_minutes_allow(drafted
 
     Path("test.jsonl").write_bytes(written("test.jsonl", rows[1000:1300]))
     source = space_of(has_gpu=False, num_rows=60, test="test.jsonl")["task"]["data"]
-    assert (source["carved_rows"], source["held_out_rows"]) == (12, 200), "a fifth of few rows, however many are given"
+    assert (source["carved_rows"], source["held_out_rows"]) == (12, 180), "a fifth of few rows, however many are given"
