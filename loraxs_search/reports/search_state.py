@@ -196,7 +196,7 @@ class SearchState:
     def seconds_left(self, now: float) -> float | None:
         """Return how long the steps that are left take at the pace so far, refits included; None while that is unknown.
 
-        What follows them, scores and files, is counted once it has begun.
+        What follows the last step, scores and files, is counted once it has begun: until then, that is unknown too.
         """
         if self.ended is not None or self.facts is None:
             return None
@@ -206,7 +206,7 @@ class SearchState:
             amount, budget_s = float((phase.total or 0) - (phase.done or 0)), None
         else:
             amount = self.trial_steps + self.refit_steps - sum(trial.step for trial in self.trials.values())
-        if not (per_s := pace.per_s()):
+        if amount <= 0 or not (per_s := pace.per_s()):
             return None
         left = amount / per_s - (now - pace.last_at)
         if left <= 0:  # it should be done by now: at the pace that this leaves

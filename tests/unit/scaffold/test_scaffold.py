@@ -48,7 +48,11 @@ def written(name: str, content: Content) -> bytes:
 
 @pytest.fixture
 def drafted(fresh_home, tmp_path, monkeypatch):
-    """Write a file here and draft a space of it; without another `base`, none is at hand, and no token is counted."""
+    """Write a file here and draft a space of it; without another `base`, none is at hand, and no token is counted.
+
+    The CPU's speed is given: under a load, a measured one plans other steps, or no cross-validation.
+    """
+    monkeypatch.setattr(SPEED, lambda: 1.2e11)
     (tmp_path / "rows").mkdir()
     monkeypatch.chdir(tmp_path / "rows")
 
@@ -529,7 +533,6 @@ def test_a_text_with_different_labels_is_said_with_its_lines(drafted):
 
 # ---- the budget ------------------------------------------------------------------------------------------------------
 def test_without_a_gpu_the_budget_is_minutes(drafted, in_warm_home, monkeypatch):
-    monkeypatch.setattr(SPEED, lambda: 1.2e11)
 
     def search_of(words: int, num_rows: int = 5000) -> dict[str, Any]:
         rows = "".join(f"{' '.join(['word'] * words)} {i},{'ab'[i % 2]}\n" for i in range(num_rows))
@@ -566,7 +569,6 @@ def test_a_cpus_speed_is_measured_by_its_fastest_product(dtype, share, monkeypat
 
 
 def test_a_decoder_gets_the_rows_trials_and_steps_that_its_minutes_allow(drafted, in_warm_home, monkeypatch):
-    monkeypatch.setattr(SPEED, lambda: 1.2e11)
     rows = [
         {"question": f"{text} and how many are there?", "answer": f"{' '.join(['so'] * 100)} {i}"}
         for i, text in enumerate(texts(2400))
