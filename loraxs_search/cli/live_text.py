@@ -176,8 +176,7 @@ class LinesView:
                     parts += [left] if left else []
                 parts = [f"trial {event.trial_id}", *parts]
             case events.RowsScored():
-                parts, scores = [f"{event.what} {event.name}"], event.metrics
-                parts += [f"{event.split} rows"] if event.what == "candidate" else []
+                parts, scores = [f"{event.what} {event.name}", f"{event.split} rows"], event.metrics
             case events.Steered():
                 lines = [event.text]
             case events.Warned():

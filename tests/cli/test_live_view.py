@@ -206,7 +206,7 @@ def test_lines_say_each_event_once_and_what_is_counted_now_and_then():
         "trial 00000  step 20  pearson 0.5000",
         "trial 00000  COMPLETE  step 20  pearson 0.5000  [1/2]  trained all 20 steps  about 80 s left",
         "trial 00001  FAIL  step 0  [2/2]  no finite loss",
-        "baseline tfidf  pearson 0.6000",
+        "baseline tfidf  validation rows  pearson 0.6000",
         "candidate 00000.1  test rows  pearson 0.6000",
         *(f"training again: {done} of 40 steps" for done in (10, 20, 40)),
     ]
