@@ -6,10 +6,9 @@ FOLDER is `movie_reviews`. Of its train rows, 100, 500 and 3,000 have labels, 4,
 further train rows are the test. A teacher is a rank 16 adapter of the last three layers of `--teacher`, trained on the
 labelled rows. Its answers to the rows without labels teach students on MiniLM, the recipe of `bench_choices.py` with
 heads that start at a probe; those without a teacher train as many steps on the labelled rows. `from 3000` is the
-teacher of 3,000 labels, as an outside system would teach; with a weight, its answers to the labelled rows teach as
-well (`task.teacher.weight`). Seeds differ in the student; the teacher and the rows are the same. Differences are paired
-by seed, with the interval of Student's t. A second run with the same `--json` trains only what it lacks. `--quick`
-shows that it runs, with MiniLM as its own teacher.
+teacher of 3,000 labels, as an outside system would teach. Seeds differ in the student; the teacher and the rows are the
+same. Differences are paired by seed, with the interval of Student's t. A second run with the same `--json` trains only
+what it lacks. `--quick` shows that it runs, with MiniLM as its own teacher.
 """
 
 from __future__ import annotations
@@ -41,13 +40,7 @@ Row = dict[str, Any]
 
 
 def make_space(
-    files: dict[str, list[Row]],
-    folder: Path,
-    name: str,
-    base: str,
-    params: dict[str, Any],
-    steps: int,
-    weight: float = 0,
+    files: dict[str, list[Row]], folder: Path, name: str, base: str, params: dict[str, Any], steps: int
 ) -> Space:
     paths = {split: folder / f"{name}-{split}.jsonl" for split in files}
     for split, path in paths.items():
@@ -55,7 +48,7 @@ def make_space(
     section: dict[str, Any] = {"use": "sst2", "name": name, "max_length": 64}
     section["data"] = {"data_files": {split: str(path) for split, path in paths.items()}}
     if any("taught" in row for row in files["train"]):
-        section["teacher"] = {"columns": ["taught.negative", "taught.positive"], "weight": weight}
+        section["teacher"] = {"columns": ["taught.negative", "taught.positive"]}
     search = {"max_steps": steps, "report_every": steps}
     text = f"task: {json.dumps(section)}\n{base}\nparameters: {json.dumps(params)}\nsearch: {json.dumps(search)}\n"
     return parse_space(text, source=f"{name}.yaml", folder=folder)
@@ -100,7 +93,6 @@ def main() -> None:
     parser.add_argument("--teacher-steps", type=int, default=120)
     parser.add_argument("--steps", type=int, default=240)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--weights", type=float, nargs="+", default=[0.5], help="of the teacher of the most labels")
     parser.add_argument("--quick", action="store_true")
     given = parser.parse_args()
     teacher = f"base_model: {json.dumps({'id': given.teacher})}"
@@ -129,19 +121,16 @@ def main() -> None:
             answered[size] = np.array(known[f"teacher {size}"], np.float32)
         arms: dict[str, Space] = {}
         for size in given.sizes:
-            choices = [(None, 0.0), (size, 0.0), (most, 0.0), *((most, weight) for weight in given.weights)]
-            for source, weight in dict.fromkeys(choices):
+            for source in dict.fromkeys([None, size, most]):
                 arm = f"{size} labels, {'no teacher' if source is None else f'from {source}'}"
-                arm += f", weight {weight:g}" * (weight > 0)
                 shown = train[:size]
                 if source:
                     shares = answered[source]
                     nameless = [{"sentence": row["sentence"]} for row in unlabelled]
-                    labelled = taught(shown, shares[:size]) if weight else shown
-                    shown = [*labelled, *taught(nameless, shares[most:])]
-                name = f"student-{size}-{source or 0}-{weight:g}"
+                    shown = [*shown, *taught(nameless, shares[most:])]
+                name = f"student-{size}-{source or 0}"
                 own_files = {**files, "train": shown}
-                arms[arm] = make_space(own_files, Path(folder), name, MINILM, RECIPE, given.steps, weight)
+                arms[arm] = make_space(own_files, Path(folder), name, MINILM, RECIPE, given.steps)
         for arm, space in arms.items():
             if missing := range(len(known.get(arm, ())), given.seeds):
                 scores = measure({arm: space}, missing, {given.steps: ["test"]})[arm][str(given.steps)]

@@ -85,7 +85,7 @@ def labelled_task(kind: str, write: Callable[..., str]) -> Task:
     task = Task("t", kind, *about, (metric,), labels=labels, max_length=32)
     if kind != "taught":
         return task
-    teacher = {"columns": ["bad", "good"], "weight": 0.5, "baseline": True}
+    teacher = {"columns": ["bad", "good"], "baseline": True}
     return replace(task, kind="sequence-classification", settings={"teacher": teacher})
 
 

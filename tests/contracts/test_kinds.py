@@ -36,7 +36,7 @@ COLUMNS = {"columns": {"text": "text", "label": "label"}}
 # A kind's own keys, and how one of its rows is made of a number.
 EXAMPLES: dict[str, dict[str, Any]] = {
     "sequence-classification": COLUMNS | {"labels": ["no", "yes", "maybe"]},
-    "taught": COLUMNS | {"labels": ["no", "yes"], "teacher": {"columns": ["soft.no", "soft.yes"], "weight": 0.3}},
+    "taught": COLUMNS | {"labels": ["no", "yes"], "teacher": {"columns": ["soft.no", "soft.yes"]}},
     "ordinal": COLUMNS | {"labels": ["1", "2", "5"]},
     "multi-label": COLUMNS | {"labels": ["no", "yes", "maybe"]},
     "regression": COLUMNS,

@@ -245,14 +245,12 @@ class LabelledSection(Section):
 
 class _TeacherSection(Section):
     """Another model's answers to train rows: a larger adapter's, or those of any system that gives probabilities. Rows
-    without a label that have such an answer are trained on; baselines and counts take the likeliest label for theirs.
+    without a label learn them; baselines and counts take the likeliest label for theirs. Rows with a label learn that.
     """
 
     columns: Names
     """Columns with the probability of each label, in the order of `labels`. In a row they sum to 1, or all are empty.
     `predict --format jsonl` writes `probabilities.LABEL`."""
-    weight: Annotated[float, Law(ge=0, le=1)] = 0.5
-    """Share of the teacher's answer in what is learnt of a row with a label. Rows without one learn only the answer."""
     baseline: bool = False
     """The teacher is a baseline, which a first champion must beat: all validation and test rows have its answers."""
 
@@ -261,7 +259,7 @@ class _ClassesSection(LabelledSection):
     """One of a list of labels for each text or pair of texts."""
 
     teacher: _TeacherSection | None = None
-    """Another model's answers to train rows, which are learnt beside the labels."""
+    """Another model's answers, which train rows without a label learn."""
 
     true_label: Text | None = None
     """Which of two labels means that what a yes-or-no question says is true. The default is the one of `yes` and `no`,
@@ -447,10 +445,7 @@ class SequenceClassification(LabelledKind):
         encoded = super().encode(rows, tokenizer)
         if rows.teacher is None or rows.labelled is None:
             return encoded
-        labels_NL = self.targets(rows.labels)
-        weight_N = np.where(rows.labelled, np.float32(self._teacher["weight"]), np.float32(1))
-        teacher_NL = np.where(np.isnan(rows.teacher), labels_NL, rows.teacher)
-        targets_NL = labels_NL + weight_N[:, None] * (teacher_NL - labels_NL)
+        targets_NL = np.where(rows.labelled[:, None], self.targets(rows.labels), rows.teacher)
         return replace(encoded, targets=Ragged.joined(targets_NL.ravel(), np.full(len(rows), targets_NL.shape[1])))
 
     def read_labels(self, columns: Columns, place: SourceLocation) -> npt.NDArray[Any]:
@@ -467,6 +462,9 @@ class SequenceClassification(LabelledKind):
             there = set(own.labels.tolist())
             missing = [name for label, name in enumerate(self.task.labels) if label not in there]
             yield from missing_warnings(split, "the label", missing)
+        labelled = rows["train"].labelled
+        if labelled is not None and labelled.all() and not self.has_teacher_baseline:
+            yield "the teacher's answers are not learnt: each train row has a label"
 
     def loss(self, outputs: PassOutputs, batch: Batch) -> Tensor:
         from torch.nn import functional

@@ -354,7 +354,7 @@ def test_entities_are_found_in_the_text_as_it_is(make, tokenizer):
 
 
 # ---- a teacher -------------------------------------------------------------------------------------------------------
-def taught_task(make_task, rows=(), validation=None, test=None, weight=0.5, baseline=False):
+def taught_task(make_task, rows=(), validation=None, test=None, baseline=False):
     """A task of 20 rows, of which those given replace the first; a row is its label and the teacher's two numbers."""
     own = [*rows, *([row % 2, None, None] for row in range(len(rows), 20))]
     names = ("label", "no", "yes")
@@ -363,18 +363,18 @@ def taught_task(make_task, rows=(), validation=None, test=None, weight=0.5, base
     for split, given in (("validation", validation), ("test", test)):
         if given is not None:
             files[split] = [{"text": f"{split} w{i}"} | row for i, row in enumerate(given)]
-    teacher = {"columns": ["no", "yes"], "weight": weight, "baseline": baseline}
+    teacher = {"columns": ["no", "yes"], "baseline": baseline}
     return make_task(files, settings={"teacher": teacher})
 
 
 PLAIN = [{"label": 0}, {"label": 1}]
 
 
-def test_rows_learn_labels_and_the_teachers_answers_and_without_a_label_these_alone(make_task):
+def test_rows_learn_their_label_and_without_one_the_teachers_answer(make_task):
     rows = [[1, "0.5", 0.5], [None, 0.2, 0.8], ["", 0.9, 0.101], [0, None, ""]]
-    data = prepare(taught_task(make_task, rows, PLAIN, PLAIN, weight=0.4), byte_tokenizer())
+    data = prepare(taught_task(make_task, rows, PLAIN, PLAIN), byte_tokenizer())
     batch = data.collate("train", range(4))
-    expected = torch.tensor([[0.2, 0.8], [0.2, 0.8], [0.9 / 1.001, 0.101 / 1.001], [1.0, 0.0]])
+    expected = torch.tensor([[0.0, 1.0], [0.2, 0.8], [0.9 / 1.001, 0.101 / 1.001], [1.0, 0.0]])
     torch.testing.assert_close(batch.targets.view(4, 2), expected)
     read = torch.tensor([[0.3, -0.2], [1.0, 2.0], [0.0, 0.5], [-1.0, 0.0]])
     torch.testing.assert_close(data.kind.loss(PassOutputs(read), batch), -(expected * read.log_softmax(-1)).sum(-1))
@@ -382,15 +382,22 @@ def test_rows_learn_labels_and_the_teachers_answers_and_without_a_label_these_al
     assert data.collate("test", [0, 1]).targets.tolist() == [0, 1]
 
 
-def test_a_teacher_of_no_weight_teaches_labelled_rows_nothing(make_task):
+def test_a_teacher_of_labelled_rows_alone_teaches_nothing_and_check_says_so(make_task):
     rows = [[row % 2, 0.5, 0.5] for row in range(20)]
-    taught = prepare(taught_task(make_task, rows, PLAIN, PLAIN, weight=0), byte_tokenizer())
-    plain = replace(taught.task, settings={})
+    taught = prepare(taught_task(make_task, rows, PLAIN, PLAIN), byte_tokenizer())
+    plain = prepare(replace(taught.task, settings={}), byte_tokenizer())
     read = PassOutputs(torch.randn(20, 2, generator=torch.Generator().manual_seed(0)))
-    own, without = (
-        it.kind.loss(read, it.collate("train", range(20))) for it in (taught, prepare(plain, byte_tokenizer()))
-    )
-    assert torch.equal(own, without)
+    own, without = (it.kind.loss(read, it.collate("train", range(20))) for it in (taught, plain))
+    torch.testing.assert_close(own, without)
+
+    def warnings(*, unlabelled=(), baseline=False):
+        answered = [row | {"no": 0.1, "yes": 0.9} for row in PLAIN]
+        task = taught_task(make_task, [*rows, *unlabelled], answered, answered, baseline=baseline)
+        return list(kind_of(task).warnings(load_data(task), {}))
+
+    assert any("not learnt: each train row has a label" in warning for warning in warnings())
+    assert not any("not learnt" in warning for warning in warnings(baseline=True))
+    assert not any("not learnt" in warning for warning in warnings(unlabelled=[[None, 0.1, 0.9]]))
 
 
 def test_rows_without_a_label_stay_in_train_and_change_no_split_that_is_carved(make_task):
