@@ -94,8 +94,10 @@ _SOME: _Tried = (16, "all-linear", 4.0e-3)
 _BUDGET, _START, _DECODER_BUDGET, _DECODER_START = 600, 120, 1080, 60
 _SHARE_OF_PEAK = {2: 0.3, 4: 0.4}
 # Of decoders, whose matrices are larger: the time of a training step by what a classifier's share makes it; the times
-# of an answer and of a scored row by that of training on a row; the share of the time that is for answers.
+# of an answer and of a scored row by that of training on a row; the share of the time that is for answers. Cores whose
+# products are faster than the last train a decoder no faster: memory limits them.
 _OF_ESTIMATE, _ANSWER, _SCORE, _ANSWERING = 0.6, 1.4, 0.4, 0.5
+_MOST_OF_DECODER = 1.2e11
 _MOST_CROSS_VALIDATION_S = 90
 _TRAINING = ("train", "training")
 _HELD_OUT = {"validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
@@ -610,10 +612,12 @@ def _row_seconds(base: BaseModelRef, tokens: float, *, decodes: bool) -> float:
 
     located = locate(base)
     weights: float = _body_weights(located)
+    speed = _operations_per_second()
     if decodes:  # logits
         config = AutoConfig.from_pretrained(located.path).get_text_config()
         weights = _OF_ESTIMATE * (weights + config.vocab_size * config.hidden_size)
-    return 4 * weights * tokens / _operations_per_second()
+        speed = min(speed, _MOST_OF_DECODER)
+    return 4 * weights * tokens / speed
 
 
 def _answers_of(candidates: int) -> int:
