@@ -171,9 +171,8 @@ def draft_space(
         copy = folder / f"{table.path.name.partition('.')[0]}.plain.{ending}"
     files = {"train": copy or table.path} | {split: own.path for split, own in held_out.items()}
     most = measured.most_held_out if roles.kind in (WRITING, CHOOSING) else None
-    limits, set_aside, more = _held_out_rows(table.num_rows, missing, held_out, most)
+    limits, num_rows, set_aside, more = _held_out_rows(table.num_rows, missing, held_out, most)
     warnings += more
-    num_rows = table.num_rows - len(missing) * limits.get("carved_rows", table.num_rows // 10)
     sections = _sections(table, roles, base, measured, num_rows, choices)
     source: dict[str, Any] = {"data_files": {split: _relative(file, folder) for split, file in files.items()}}
     sections["task"].insert(0, ("name", _task_name(data, choices), "the registry keeps a champion for each task name"))
@@ -215,12 +214,12 @@ def draft_space(
 
 
 def _sections(
-    table: Table, roles: Roles, base: BaseModelRef, measured: _Measured, rows: int, choices: Choices
+    table: Table, roles: Roles, base: BaseModelRef, measured: _Measured, num_rows: Mapping[str, int], choices: Choices
 ) -> dict[str, list[tuple[str, Any, str]]]:
     """Return the sections of a space but the task's name and data: keys, values (None is left out) and comments.
 
     Args:
-        rows: Those that are left to train on.
+        num_rows: Of each split.
     """
     kind, writes, decodes = roles.kind, roles.kind == WRITING, roles.kind in (WRITING, CHOOSING)
     metrics = ["accuracy", "f1"] if kind == CLASSES and len(roles.labels) == 2 else list(_METRICS[kind])
@@ -238,8 +237,8 @@ def _sections(
         if choices.metric not in fitting:
             raise UsageError(unknown_name("--metric", choices.metric, fitting), hint=f"metrics of {roles.kind}")
         metrics = [choices.metric, *(name for name in metrics if name != choices.metric)]
-    batch = _DECODER_BATCH if decodes else _BATCH
-    steps, trials, candidates, seeds, budget = _plan(rows, batch, decodes, measured)
+    rows, batch = num_rows["train"], _DECODER_BATCH if decodes else _BATCH
+    steps, trials, candidates, seeds, budget = _plan(num_rows, batch, decodes, measured)
     seen = f"about {(passes := round(steps * batch / rows))} pass{'es' * (passes > 1)} over the training rows"
     if steps * batch / rows < 0.95:
         seen = f"{steps * batch / rows:.1g} of a pass over the training rows; a whole one is {-(-rows // batch)}"
@@ -387,8 +386,8 @@ def _held_out(table: Table, roles: Roles, choices: Choices) -> tuple[dict[str, T
 
 def _held_out_rows(
     num_rows: int, missing: Sequence[str], held_out: Mapping[str, Table], most: int | None
-) -> tuple[dict[str, int], str, list[str]]:
-    """Return the keys of `data` that say how many rows are held out, what is said of that, and warnings.
+) -> tuple[dict[str, int], dict[str, int], str, list[str]]:
+    """Return keys of `data` that say how many rows are held out, rows of splits, what is said of that, and warnings.
 
     A tenth for each missing split needs no key. Of few rows it is a fifth: a tenth would say nothing of an adapter.
 
@@ -411,7 +410,10 @@ def _held_out_rows(
     if most is not None and (many := [key for key, count in counts.items() if count > most]):
         limits |= dict.fromkeys(many, most)
         said = "few validation and test rows: answers take long without a GPU"
-    return limits, said, warnings
+    carved = limits.get("carved_rows", usual)
+    splits = {split: min(limits.get("held_out_rows", it.num_rows), it.num_rows) for split, it in held_out.items()}
+    splits |= dict.fromkeys(missing, carved) | {"train": num_rows - len(missing) * carved}
+    return limits, splits, said, warnings
 
 
 # ---- what is guessed -------------------------------------------------------------------------------------------------
@@ -546,7 +548,8 @@ class _Measured:
         if not self.row_s:
             return None
         answers = _ANSWERING * (_DECODER_BUDGET - _DECODER_START) / (_ANSWER * self.row_s)
-        return max(_LEAST_HELD_OUT, min(_MOST_HELD_OUT, int(answers / _answers_of(1)) // 10 * 10))
+        # of one candidate, or twice of the base; and of the finalist and the base
+        return max(_LEAST_HELD_OUT, min(_MOST_HELD_OUT, int(answers / (3 + 2)) // 10 * 10))
 
     @property
     def answer_room(self) -> tuple[int, str]:
@@ -620,18 +623,16 @@ def _row_seconds(base: BaseModelRef, tokens: float, *, decodes: bool) -> float:
     return 4 * weights * tokens / speed
 
 
-def _answers_of(candidates: int) -> int:
-    """Return how often a held-out row of a split is answered: by candidates, the finalist, and the base three times."""
-    return candidates + 4
-
-
-def _plan(rows: int, batch: int, decodes: bool, measured: _Measured) -> tuple[int, int, int, int, str | None]:
+def _plan(
+    num_rows: Mapping[str, int], batch: int, decodes: bool, measured: _Measured
+) -> tuple[int, int, int, int, str | None]:
     """Return steps, a multiple of 8, trials, candidates, seeds and a time budget; without a GPU, what fits into it.
 
     Fewer trials come before fewer steps, since a short training costs more than a choice of few. Of many trials, half
     of the steps are counted, as weak ones stop early; of a decoder's few, 5 of 8. Where not even the shortest search
-    fits, the budget is what it takes.
+    fits, the budget is what it takes, with its reports' scores, which are small in a classifier's longer ones.
     """
+    rows, validation, test = num_rows["train"], num_rows["validation"], num_rows["test"]
     if decodes:
         seen = min(_SEVERAL_TIMES * rows, _MOST_SEEN_BY_DECODER)
     else:
@@ -642,21 +643,19 @@ def _plan(rows: int, batch: int, decodes: bool, measured: _Measured) -> tuple[in
         steps, plans = max(_FEW_STEPS, steps), _FEW_PLANS
     if not measured.row_s:
         return steps, *plans[0], None
-    budget_s, start_s, held_out, scored = _BUDGET, _START, 0, 0.0
-    if decodes:
-        budget_s, start_s, scored = _DECODER_BUDGET, _DECODER_START, 4 * _SCORE * _SCORED_BY_DECODER
-        held_out = min(measured.most_held_out or 0, max(_LEAST_HELD_OUT, rows // 8))
+    scored = 4 * _SCORE * min(validation, _SCORED_BY_DECODER if measured.answers else _SCORED_ROWS)
     for trials, candidates, seeds in plans:
-        whole = trials if trials <= _SIDE_BY_SIDE else trials / 2
-        if decodes:
-            whole = max(1, trials * 5 / 8)
-        fixed_s = start_s + _answers_of(candidates) * held_out * _ANSWER * measured.row_s
-        fitting = int(((budget_s - fixed_s) / measured.row_s / (whole + candidates * seeds) - scored) / batch)
+        whole, budget_s, fixed_s = trials if trials <= _SIDE_BY_SIDE else trials / 2, _BUDGET, float(_START)
+        if decodes:  # candidates answer, the finalist, and the base: validation rows twice
+            whole, budget_s, answers = max(1, trials * 5 / 8), _DECODER_BUDGET, (candidates + 2) * validation + 2 * test
+            fixed_s = _DECODER_START + answers * _ANSWER * measured.row_s
+        trained = whole + candidates * seeds
+        fitting = int(((budget_s - fixed_s) / measured.row_s / trained - scored * decodes) / batch)
         if fitting >= steps * (_ENOUGH_OF_DECODER if decodes and trials <= 2 else _ENOUGH):
             break
-    steps = max(_LEAST_STEPS, min(steps, fitting // 8 * 8))
-    needed_s = fixed_s + (whole + candidates * seeds) * (steps * batch + scored) * measured.row_s
-    return steps, trials, candidates, seeds, f"{-(-max(budget_s, int(needed_s)) // 60)}m"
+    if fitting < _LEAST_STEPS:
+        budget_s = max(budget_s, int(fixed_s + trained * (_LEAST_STEPS * batch + scored) * measured.row_s))
+    return max(_LEAST_STEPS, min(steps, fitting // 8 * 8)), trials, candidates, seeds, f"{-(-budget_s // 60)}m"
 
 
 def _prompt(roles: Roles) -> str:

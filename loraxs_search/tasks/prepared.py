@@ -459,7 +459,7 @@ def _keys(rows: Rows) -> npt.NDArray[np.str_]:
 
 # ---- tokens ----------------------------------------------------------------------------------------------------------
 _UNLIMITED = 10**9  # tokenizers without a limit of their own say 1e30
-_TOKENS_VERSION = "9"  # part of the cache key: raise when the same inputs give other tokens, or other counts of them
+_TOKENS_VERSION = "10"  # part of the cache key: raise when the same inputs give other tokens, or other counts of them
 
 
 def _tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str:

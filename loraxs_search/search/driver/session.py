@@ -344,6 +344,7 @@ class SearchSession:
         if candidates and not end.base_baseline.is_measured:
             log.phase("asking the untouched base, on validation and test rows")
             end.base_baseline.measure()
+            self._budget.answer_s, self._budget.num_answered = end.base_baseline.answered()
         log.phase("scoring the finalist on the test rows, writing adapters")
         candidates = end.seal(candidates)
         for candidate in (candidate for candidate in candidates if candidate.test_metrics):

@@ -232,7 +232,7 @@ class BaseModelBaseline:
         first = self._confirmed.answers(self._shots[0], "validation").values()
         answer_s = sum(part.seconds for part in first) / max(1, sum(len(part.labels) for part in first))
         known = [self._confirmed.answers(shots, split) for split in _SPLITS for shots in self._shots]
-        return answer_s, sum(len(rows) for own in known for rows in own)
+        return answer_s, sum(len(part.labels) for own in known for part in own.values())
 
     def measure(self) -> None:
         """Have the base answer what it has not answered yet, and write its baselines."""

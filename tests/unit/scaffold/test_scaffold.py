@@ -593,8 +593,8 @@ def test_a_decoder_gets_the_rows_trials_and_steps_that_its_minutes_allow(drafted
         1.2e11: (180, 2, 64, "18m"),
         0.6e11: (90, 2, 48, "18m"),
         0.3e11: (50, 1, 24, "18m"),
-        0.15e11: (50, 1, 16, "32m"),  # what the shortest search takes
-        0.05e11: (50, 1, 16, "93m"),
+        0.15e11: (50, 1, 16, "31m"),  # what the shortest search takes
+        0.05e11: (50, 1, 16, "89m"),
     }
 
     monkeypatch.setattr(SPEED, lambda: 1.2e11)

@@ -203,6 +203,7 @@ def test_validation_rows_that_choose_are_few_and_spread_evenly(folder, monkeypat
     chosen = sorted(row for shots, split, rows in hosts.asked if (shots, split) == (0, "validation") for row in rows)
     assert len(chosen) <= BASE_MODEL_ROWS < 2 * len(chosen)
     assert len(set(np.diff(chosen))) == 1
+    assert alone(folder, hosts).answered()[1] == sum(len(rows) for _, _, rows in hosts.asked), "not those in between"
     assert (chosen[0], chosen[-1] > 9_900) == (0, True)
     assert sum(len(rows) for _, split, rows in hosts.asked if split == "test") == ROWS["test"]
 
