@@ -54,7 +54,7 @@ LAYERS: Mapping[str, tuple[str, ...]] = {
     "vera": ("query,value", "value", "attention", "all-linear"),
 }
 RANK = {"lora-xs": "rank", "lora": "rank", "vera": "r"}
-# Of less than 8 KiB, where LoRA of rank 1 in all value layers is 5 KB; on MiniLM.
+# Where less than 5 KiB is left beside the head, which LoRA of rank 1 in all value layers takes; on MiniLM.
 FEWER_LAYERS: Mapping[str, tuple[str, ...]] = {"lora": ("value@last-4", "value@last-2", "value@last-1")}
 # Of twice the width and depth, LoRA of rank 1 in all value layers is 18 KB.
 MPNET_LAYERS: Mapping[str, tuple[str, ...]] = {
@@ -101,18 +101,17 @@ class Plan:
             self._spaces[arm] = make_space(self.task, self.data, arm, self.steps, self.rows, BASES[self.base][0])
         return self._spaces[arm]
 
-    def layers(self, method: str) -> Sequence[str]:
-        fewer = FEWER_LAYERS.get(method, ()) if self.base == "minilm" and self.budgets[0] < 8 * 1024 else ()
-        return *fewer, *BASES[self.base][1].get(method, ())
-
     def forms(self, method: str) -> dict[tuple[str, int], int]:
         """Return the learnt bytes of each form, which is layers and rank, that is the largest in some budget."""
-        space = self.space(arm(method, next(iter(self.layers(method)), ""), 1, RATES[method][0]))
+        every = BASES[self.base][1].get(method, ())
+        space = self.space(arm(method, next(iter(every), ""), 1, RATES[method][0]))
         model = kind_of(space.task).model
         modules = linear_modules(locate(space.base_model), model)
         head = (model.num_outputs or 0) * (modules[0].in_features + 4 + 4)
         found = {} if method in LAYERS else {("", 0): head}
-        for budget, layers in product(self.budgets, self.layers(method)):
+        for budget, layers in product(self.budgets, (*every, *FEWER_LAYERS.get(method, ()))):
+            if layers not in every and (self.base != "minilm" or budget - head > 5 * 1024):
+                continue
             names = set(resolve_modules(layers.replace(",", "+"), modules))
             own, trained = [module for module in modules if module.name in names], space.method(method)
 
