@@ -34,6 +34,8 @@ from loraxs_search.scaffold.roles import (
     Table,
     UndecidedError,
     guess_roles,
+    is_number,
+    plain,
     read_table,
 )
 from loraxs_search.search_space.load import load_space
@@ -356,7 +358,7 @@ def _held_out(table: Table, roles: Roles, choices: Choices) -> tuple[dict[str, T
             if (name := next((name for name in names if name in beside), None)) is not None:
                 found[split] = beside[name]
     needed = list(dict.fromkeys((*roles.texts, roles.label, *roles.option_columns)))
-    known = {*table.columns[roles.label].texts, *roles.labels}
+    known = {plain(text) for text in (*table.columns[roles.label].texts, *roles.labels)}
     held_out, warnings = dict[str, Table](), list[str]()
     for split, file in found.items():
         try:
@@ -370,12 +372,22 @@ def _held_out(table: Table, roles: Roles, choices: Choices) -> tuple[dict[str, T
             column, sets = held.columns[roles.label], list[list[str]]()
             if roles.kind in (CLASSES, LEVELS, SETS):
                 sets = column.label_sets if roles.kind == SETS else [[text] for text in column.texts]
-            if odd := [row for row, own in enumerate(sets) if not known.issuperset(own)]:
+            if odd := [row for row, own in enumerate(sets) if not known.issuperset(map(plain, own))]:
                 raise TaskDataError(
                     f"Each {roles.label} of {held.name} must be one of {table.name}, but has {column.texts[odd[0]]!r}"
                     f" ({held.places(odd)}).",
                     hint="correct or remove the rows, or add rows of that label to the training rows",
                 )
+            must = "a number" if roles.kind == NUMBERS else "an answer"
+            texts = zip(column.texts, *(held.columns[name].texts for name in roles.texts), strict=True)
+            for row, (answer, *own) in enumerate(texts):
+                is_given = is_number(answer) if roles.kind == NUMBERS else answer or roles.kind == SETS
+                if not (is_given and any(own)):
+                    raise TaskDataError(
+                        f"Each row of {held.name} must have text, and {must} in {roles.label}, but has"
+                        f" {' '.join(own)[:60]!r} and {answer!r} ({held.places([row])}).",
+                        hint="correct or remove the rows",
+                    )
             held_out[split] = held
         except LoraxsError as error:
             if choices.test is not None:
@@ -395,14 +407,12 @@ def _held_out_rows(
         most: How many a decoder has time to answer.
     """
     each, places, usual = " each" * (len(missing) > 1), " and the ".join(missing), num_rows // 10
-    limits, warnings = dict[str, int](), list[str]()
+    limits = dict[str, int]()
     said = f"a tenth{each} is set aside for {places}" if missing else ""
     if missing and usual < _FEW_CARVED:
         least = MIN_ROWS if num_rows >= 4 * MIN_ROWS else 1
         limits["carved_rows"] = carved = min(_FEW_CARVED, max(least, num_rows // _FEW_SHARE))
         said = f"so many{each} are set aside for {places}"
-        if "test" in missing and carved < MIN_ROWS:
-            warnings = [f"{carved} test rows decide nothing: no adapter will be promoted; --test names a file of more"]
     counts = {
         "carved_rows": usual if missing else 0,
         "held_out_rows": max((it.num_rows for it in held_out.values()), default=0),
@@ -413,7 +423,8 @@ def _held_out_rows(
     carved = limits.get("carved_rows", usual)
     splits = {split: min(limits.get("held_out_rows", it.num_rows), it.num_rows) for split, it in held_out.items()}
     splits |= dict.fromkeys(missing, carved) | {"train": num_rows - len(missing) * carved}
-    return limits, splits, said, warnings
+    few = f"{splits['test']} test rows decide nothing: no adapter will be promoted; --test names a file of more"
+    return limits, splits, said, [few] if splits["test"] < MIN_ROWS else []
 
 
 # ---- what is guessed -------------------------------------------------------------------------------------------------
@@ -711,8 +722,12 @@ def _guesses(
         guesses["unused"] = ", ".join(roles.unused) + way
     if options := ", ".join(roles.option_columns):
         named = ", ".join(roles.option_names)
-        if not named and all(map(str.isdecimal, table.columns[roles.label].texts)):
-            named = "counted from 0"
+        given = table.columns[roles.label].texts
+        each = [table.columns[name] for name in roles.option_columns]
+        rows = each[0].lists if isinstance(roles.options, str) else zip(*(own.texts for own in each), strict=True)
+        are_texts = all(own in map(str, them) for own, them in zip(given, rows, strict=True))
+        if not named and not are_texts and all(map(str.isdecimal, given)):
+            named = "counted from 0" if "0" in given else "counted from 0, though none is 0: see `option_names`"
         guesses["options"] = f"{options} (in {roles.label}: {named})" if named else options
     return guesses
 

@@ -21,7 +21,7 @@ from unicodedata import category
 
 from loraxs_search.errors import TaskDataError, UsageError, unknown_name
 from loraxs_search.home import disk_faults, meant_file
-from loraxs_search.tasks.files import SEPARATORS, file_format, read_columns
+from loraxs_search.tasks.files import SEPARATORS, file_format, label_names, read_columns
 from loraxs_search.tasks.kinds import finite_number, items_of
 from loraxs_search.tasks.rows import DATA_ENDINGS, SEPARATOR, TEXT_NAMES, MalformedFileError, composed
 
@@ -33,7 +33,7 @@ _PADDED = re.compile(r"[-+]?0\d")  # a name, such as a postcode
 _NEVER_MEANT = ("nan", "null", "#n/a", "<na>", "nat")  # what programs write for a value that is missing
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
     """Whether a text is a finite number without zeros before it."""
     return finite_number(text) is not None and not _PADDED.match(text)
 
@@ -104,7 +104,7 @@ class _Column:
     def is_mostly_numbers(self) -> bool:
         """Whether values are numbers, but for so few that these are mistakes, and for those that are missing."""
         given = {text: count for text, count in self.counts.items() if text.lower() not in _NEVER_MEANT}
-        odd = sum(count for text, count in given.items() if not _is_number(text))
+        odd = sum(count for text, count in given.items() if not is_number(text))
         return odd < len(given) and odd <= (max(1, len(self.values) // 100) if len(self.values) >= _MANY_ROWS else 0)
 
 
@@ -189,10 +189,20 @@ def read_table(path: Path) -> Table:
     except MalformedFileError as error:
         raise TaskDataError(f"{path} {error.message}.", hint=error.hint) from error
     columns = {name: _Column(values) for name, values in read.values.items()}
+    for name, own in columns.items():
+        if ending == ".parquet" and (names := label_names(path, name)):
+            columns[name] = _Column([_named(value, names) for value in own.values])
     table = Table(str(path), columns, read.lines, path, is_separated=is_separated, remark=" and ".join(remarks))
     if not table.num_rows:
         raise TaskDataError(f"{path} must have a row at least, but has none.", hint="the first line names the columns")
     return table
+
+
+def _named(value: Any, names: Sequence[str]) -> Any:
+    """Return the name that the data give to an id, or to each of a list; other values as they are."""
+    if isinstance(value, list):
+        return [_named(item, names) for item in value]
+    return names[value] if type(value) is int and 0 <= value < len(names) else value
 
 
 # ---- what is known and what is guessed ----
@@ -343,7 +353,13 @@ def guess_roles(table: Table, choices: Choices) -> tuple[Roles, Table]:
             message = "A multiple-choice task needs a column of lists, or a column for each option, but there is none."
             raise UndecidedError("kind", message, _KINDS, default="")
         label = choices.label or _label(table, choices, but=(options,))
-        roles = Roles(CHOOSING, choices.text or (_text(table, (label, options)),), label, options)
+        # Counted from 1 if the last one is right in some row, and 0 in none.
+        given, offered = table.columns[label].texts, table.columns[options].lists
+        from_1 = tuple(map(str, range(1, len(offered[0]) + 1)))
+        is_from_1 = {*map(len, offered)} == {len(from_1)} and from_1[-1] in given and {*given} <= {*from_1, ""}
+        are_texts = all(own in map(str, them) for own, them in zip(given, offered, strict=True) if own)
+        names = from_1 if is_from_1 and not are_texts else ()
+        roles = Roles(CHOOSING, choices.text or (_text(table, (label, options)),), label, options, names)
     if roles is not None:
         table = _without_gaps(table, roles.texts, label, choices)
     else:
@@ -444,7 +460,7 @@ def _label(table: Table, choices: Choices, but: tuple[str, ...] = ()) -> str:
     names = list(columns)
     numbers = []
     for name, column in columns.items():  # whole numbers that all differ tell rows apart, and are no answers
-        is_whole = all(float(text).is_integer() for text in column.counts if _is_number(text))
+        is_whole = all(float(text).is_integer() for text in column.counts if is_number(text))
         tells_apart = is_whole and len(column.counts) == len(column.values)
         if column.is_mostly_numbers and not tells_apart:
             numbers.append(name)
@@ -540,7 +556,7 @@ def _guess_kind(table: Table, label: str) -> str:
     if column.has_label_sets:
         return SETS
     if column.is_mostly_numbers:
-        values = sorted({float(text) for text in column.counts if _is_number(text)})
+        values = sorted({float(text) for text in column.counts if is_number(text)})
         number, are_ids = len(values), values == list(range(len(values)))
         if not all(map(float.is_integer, values)) or number > (_FEW_IDS if are_ids else _FEW_NUMBERS):
             return NUMBERS
@@ -585,7 +601,7 @@ def _check_answers(table: Table, texts: Sequence[str], label: str, kind: str, ch
     drops = bool(faults)
     if kind == NUMBERS or (choices.labels is None and column.is_mostly_numbers):
         takes_padded = kind == NUMBERS  # 007 is a number where people say that all are
-        odd = [it for it in counts if finite_number(it) is None or not (takes_padded or _is_number(it))]
+        odd = [it for it in counts if finite_number(it) is None or not (takes_padded or is_number(it))]
         listed = [f"{text!r} ({table.places_of(label, text)})" for text in odd[:_MAX_LISTED]]
         doubtful = [f"{each} a number, but got {', '.join(listed)}."] if odd else []
         drops |= any(_is_missing(text, column) for text in odd)
@@ -656,10 +672,10 @@ def _classes(table: Table, label: str, choices: Choices, kind: str) -> dict[str,
     counts, labels = table.columns[label].counts, choices.labels
     if labels is None:
         # Numbers that may be written in other ways too; `007`, `1e5` and `3.10` are names.
-        if by_number := all(_is_number(text) and _PLAIN.fullmatch(text) for text in counts):
+        if by_number := all(is_number(text) and _PLAIN.fullmatch(text) for text in counts):
             written, counts = counts, Counter()
             for text, count in written.items():
-                counts[_plain(text)] += count
+                counts[plain(text)] += count
         if kind == LEVELS and not by_number:
             raise UsageError(
                 f"The order of the levels in {label!r} must be known, but {min(counts)!r} is no number.",
@@ -676,9 +692,9 @@ def _classes(table: Table, label: str, choices: Choices, kind: str) -> dict[str,
             f"`--labels` must name two different labels at least, each once, but got {','.join(labels) or 'none'}.",
             hint=f"labels of {table.name}: {','.join(sorted(counts))[:200]}",
         )
-    by_plain, chosen, unknown = {_plain(name): name for name in labels}, dict.fromkeys(labels, 0), []
+    by_plain, chosen, unknown = {plain(name): name for name in labels}, dict.fromkeys(labels, 0), []
     for text, count in counts.items():
-        name = text if text in chosen else by_plain.get(_plain(text))
+        name = text if text in chosen else by_plain.get(plain(text))
         if name is None:
             unknown.append(f"{text!r} ({table.places_of(label, text)})")
         else:
@@ -692,7 +708,9 @@ def _classes(table: Table, label: str, choices: Choices, kind: str) -> dict[str,
     return chosen
 
 
-def _plain(text: str) -> str:
-    """Return a whole number as it is written plainly, so `1.0` as `1`; other texts as they are."""
+def plain(text: str) -> str:
+    """Return a whole number as it is written plainly, so `1.0` as `1`, and `True` as `true`; others as they are."""
+    if text.lower() in ("true", "false"):
+        return text.lower()
     whole, _, fraction = text.partition(".")
-    return text if fraction.strip("0") or not (_is_number(text) and _PLAIN.fullmatch(text)) else str(int(whole))
+    return text if fraction.strip("0") or not (is_number(text) and _PLAIN.fullmatch(text)) else str(int(whole))

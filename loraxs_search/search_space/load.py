@@ -93,8 +93,8 @@ def load_space(space: SpaceSource, overrides: Overrides = ()) -> Space:
     except ValueError as error:
         law = f"`space` must be a YAML file or the name of a shipped space, but got {shown(path_or_name)}: {error}."
         raise UsageError(law, hint=hint) from None
-    rows = {*DATA_ENDINGS} - {".json"}  # JSON is YAML
-    if is_file and rows & {ending.lower() for ending in path.suffixes}:
+    rows, endings = {*DATA_ENDINGS} - {".json"}, [ending.lower() for ending in path.suffixes]  # JSON is YAML
+    if is_file and rows & {*endings} and endings[-1] not in (".yaml", ".yml"):
         hint = f"`loraxs-search init {path_or_name}` writes a space for them"
         raise UsageError(f"`space` must be a YAML file, but {path_or_name} holds rows.", hint=hint)
     file, source = given.expanduser(), path_or_name

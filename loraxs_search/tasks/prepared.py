@@ -412,6 +412,7 @@ def _carve(task: Task, rows: dict[Split, Rows], place: str) -> dict[Split, Rows]
 
     A row goes where a hash of its text says, so equal texts stay on one side, and neither the order of rows nor any
     library's generator plays a part. A text of more rows than a split should have goes to train, if there are others.
+    Rows without a label stay in train, but for those of a text that went to another split, which are left out.
     """
     train = rows["train"]
     labelled = np.ones(len(train), np.bool_) if train.labelled is None else train.labelled
@@ -425,17 +426,19 @@ def _carve(task: Task, rows: dict[Split, Rows], place: str) -> dict[Split, Rows]
         )
     keys = _keys(train)
     size = task.source.carved_rows or max(1, round(int(labelled.sum()) * _CARVED_SHARE))
-    texts, of_row, counts = np.unique(keys, return_inverse=True, return_counts=True)
-    counts[of_row[~labelled]] = len(train) + 1  # without a label, rows stay in train
+    texts, counts = np.unique(keys[labelled], return_counts=True)
     dealt = np.argsort(counts > size, kind="stable")
     counted, first = np.cumsum(counts[dealt]), 0
     carved, place_of = dict(rows), np.full(len(texts), len(missing))
-    for position, name in enumerate(missing):
+    for position in range(len(missing)):
         most = len(texts) - len(missing) + position  # each later split, and train, needs a text too
         end = min(max(int(np.searchsorted(counted, (position + 1) * size)), first) + 1, most)
         place_of[dealt[first:end]], first = position, end
-        carved[name] = train.take(np.flatnonzero(place_of[of_row] == position))
-    kept = np.flatnonzero(place_of[of_row] == len(missing))
+    places = dict(zip(texts.tolist(), place_of.tolist(), strict=True))
+    of_row = np.array([places.get(key, len(missing)) for key in keys.tolist()])
+    for position, name in enumerate(missing):
+        carved[name] = train.take(np.flatnonzero(labelled & (of_row == position)))
+    kept = np.flatnonzero(of_row == len(missing))
     carved["train"] = train if len(kept) == len(train) else train.take(kept)
     for name in SPLITS:
         limit = task.source.train_rows if name == "train" else task.source.held_out_rows
@@ -608,6 +611,12 @@ def load_data(task: Task) -> dict[Split, Rows]:
                 rows[name] = read
     raise_joined(task, [error for own in errors.values() for error in own])
     carved = _carve(task, rows, stored["train"].name)
+    if kind.has_teacher_baseline:
+        for name, own in carved.items():
+            if name != "train" and own.teacher is not None and own.place is not None:
+                unanswered = np.flatnonzero(np.isnan(own.teacher).any(-1)).tolist()
+                law = f"the teacher, a baseline, must answer each {name} row"
+                refuse(task, law, own.texts, unanswered, own.place)
     slices = carved["test"].slices
     if many := {name: count for name, own in slices.items() if (count := len(set(own))) > _MAX_VALUES}:
         got = " and ".join(f"`{name}` has {count:,}" for name, count in many.items())

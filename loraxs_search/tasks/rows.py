@@ -112,8 +112,10 @@ def with_parts(columns: Columns, wanted: Sequence[str]) -> Columns:
     """
 
     def part(value: Any, path: Sequence[str]) -> Any:  # of a list of objects, a list of what stands there in each
-        for key in path:
+        for position, key in enumerate(path):
             if isinstance(value, Mapping):
+                if (whole := ".".join(path[position:])) in value:  # a key with a dot
+                    return value[whole]
                 value = value.get(key)
             elif isinstance(value, list) and all(isinstance(item, Mapping) for item in value):
                 value = [item.get(key) for item in value]

@@ -414,6 +414,12 @@ class SequenceClassification(LabelledKind):
         columns = (keys.get("teacher") or {}).get("columns") or labels
         if labels and len(columns) != len(labels):
             yield ("teacher", "columns"), f"must name a column for each of {len(labels)} labels, but got {columns}."
+        named = [column if column in labels else column.partition(".")[2] for column in columns]
+        if wrong := [
+            i for i, (label, other) in enumerate(zip(labels, named, strict=False)) if other in {*labels} - {label}
+        ]:
+            got = f"{columns[wrong[0]]!r} for {labels[wrong[0]]!r}"
+            yield ("teacher", "columns"), f"must be in the order of `labels`, but has {got}."
 
     @classmethod
     def unfit_metrics(cls, keys: Keys) -> Mapping[str, str]:
@@ -462,9 +468,20 @@ class SequenceClassification(LabelledKind):
             there = set(own.labels.tolist())
             missing = [name for label, name in enumerate(self.task.labels) if label not in there]
             yield from missing_warnings(split, "the label", missing)
-        labelled = rows["train"].labelled
-        if labelled is not None and labelled.all() and not self.has_teacher_baseline:
+        teacher, labelled = rows["train"].teacher, rows["train"].labelled
+        if teacher is None or labelled is None:
+            return
+        if labelled.all() and not self.has_teacher_baseline:
             yield "the teacher's answers are not learnt: each train row has a label"
+        both = labelled & ~np.isnan(teacher).any(-1)
+        if both.any():
+            answers, labels = teacher[both].argmax(-1), rows["train"].labels[both]
+            agree, constant = float((answers == labels).mean()), float(np.bincount(labels).max() / len(labels))
+            if agree < constant:
+                yield (
+                    f"the teacher agrees with {agree:.0%} of the labels of train rows, one label for all with"
+                    f" {constant:.0%}: are `teacher.columns` in the order of `labels`?"
+                )
 
     def loss(self, outputs: PassOutputs, batch: Batch) -> Tensor:
         from torch.nn import functional

@@ -15,9 +15,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from datasets import ClassLabel, Dataset, Features, Value
 from support.bases import SMALL, word_tokenizer
 from support.rows import csv_of, texts
 from support.spaces import QUICKSTART
@@ -262,6 +264,27 @@ def test_columns_of_options_are_multiple_choice(draft):
     assert (task["kind"], task["options"]) == ("multiple-choice", [" {A}", " {B}"])
     task, _ = draft({"question": texts(60), **columns, "label": ["x", "y"] * 30})  # letters that name no option
     assert task["kind"] == "sequence-classification"
+
+
+def test_options_in_lists_are_counted_from_0_or_from_1(drafted):
+    for answers, names, said in [
+        ([0, 1, 2], None, "counted from 0)"),
+        ([1, 2], None, "counted from 0, though none is 0: see `option_names`)"),
+        ([1, 3], ["1", "2", "3"], "1, 2, 3)"),
+    ]:
+        rows = [
+            {"question": text, "choices": [text, "no", "never"], "answer": answers[i % len(answers)]}
+            for i, text in enumerate(texts(60))
+        ]
+        made = drafted("rows.jsonl", rows)
+        assert made.task.settings.get("option_names") == names
+        assert made.guesses["options"].endswith(said)
+        labels = np.concatenate([own.labels for own in load_data(made.task).values()])
+        assert {*labels.tolist()} == {answer - bool(names) for answer in answers}
+    rows = [
+        {"question": text, "choices": ["1", "2", "3"], "answer": str(1 + i % 3)} for i, text in enumerate(texts(60))
+    ]
+    assert "counted" not in drafted("rows.jsonl", rows).guesses["options"], "the options' texts"
 
 
 # ---- what is written -------------------------------------------------------------------------------------------------
@@ -511,6 +534,35 @@ def test_a_test_file_beside_train_is_taken_and_said(drafted):
     space = drafted("train.csv", csv_of(200))
     assert files(space) == {"train": "train.csv", "validation": "dev.csv"}
     assert any("test.csv" in warning and "label" in warning for warning in space.warnings)
+
+
+def test_test_rows_without_answers_or_texts_are_named_and_other_ways_to_write_a_label_are_known(drafted):
+    for labels, others, odd in [
+        (("1", "2"), ("1.0", "2.0"), None),
+        (("true", "false"), ("True", "False"), None),
+        ([f"{i}.5" for i in range(60)], ["2.5", "n/a"], "'n/a' (line 3)"),
+        ([f"{i}.5" for i in range(60)], ["2.5", ""], "'' (line 3)"),
+    ]:
+        Path("test.csv").write_text(csv_of(20, labels=others))
+        made = drafted("train.csv", csv_of(60, labels=labels))
+        assert ("test" in files(made)) == (odd is None)
+        assert [odd in warning for warning in made.warnings if "test.csv" in warning] == ([True] if odd else [])
+        assert load_data(made.task)
+    Path("held.csv").write_text(csv_of(9))
+    assert any("9 test rows decide nothing" in it for it in drafted("rows.csv", csv_of(200), test="held.csv").warnings)
+    Path("held.csv").write_text("text,label\n,pos\n")
+    with pytest.raises(TaskDataError, match=r"must have text.* but has '' and 'pos' \(line 2\)"):
+        drafted("rows.csv", csv_of(200), test="held.csv")
+
+
+def test_names_of_labels_that_a_parquet_file_gives_are_those_of_the_task(drafted, tmp_path):
+    """As `datasets` writes them."""
+    features = Features(text=Value("string"), label=ClassLabel(names=["neg", "pos"]))
+    rows = {"text": texts(60), "label": [i % 2 for i in range(60)]}
+    Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "made.parquet")
+    made = drafted("rows.parquet", (tmp_path / "made.parquet").read_bytes())
+    assert made.task.labels == ("neg", "pos")
+    assert load_data(made.task)
 
 
 def test_a_test_file_is_named(drafted):

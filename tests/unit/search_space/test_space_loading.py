@@ -222,6 +222,9 @@ def test_a_file_that_is_nearly_named_is_meant(tmp_path, monkeypatch):
     (tmp_path / "data" / "tickets.csv").write_text("text,label\n")
     with pytest.raises(UsageError, match="holds rows"):
         load_space("data/tickets.csv")
+    (tmp_path / "tickets.csv.yaml").write_text("")
+    with pytest.raises(UsageError, match=r"(?s)^(?!.*holds rows)"):
+        load_space("tickets.csv.yaml")
     for wrong in ("reveiws.yaml", "reviews"):
         with pytest.raises(UsageError, match=r"^Did you mean reviews\.yaml\? "):
             load_space(wrong)

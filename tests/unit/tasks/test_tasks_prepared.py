@@ -349,6 +349,7 @@ def test_parts_of_objects_and_of_lists_of_objects(tmp_path, make_task, write):
         ({"a": [{"x": 1}, "text", None]}, "a.x", [1, None, None]),
         ({"a": [{"x": 1}, "text", None]}, "a.z", None),  # a part that no row has is no column
         ({"a": [{"x": 1}], "a.x": [2]}, "a.x", [2]),  # a column with a dot in its name is itself
+        ({"a": [{"x.y": 1}, {"x": {"y": 2}}]}, "a.x.y", [1, 2]),  # and so is a key
     ]:
         assert with_parts(Columns(list(values), values), [wanted]).values.get(wanted) == read
     assert with_parents(["a.x", "a", "c.y", "label"]) == ["c", "a.x", "a", "c.y", "label"]

@@ -410,6 +410,12 @@ def test_rows_without_a_label_stay_in_train_and_change_no_split_that_is_carved(m
     assert more["train"].labelled.sum() == 16
     assert len({fingerprint(data, ("validation", "test")) for data in (alone, more, other)}) == 1
     assert len({fingerprint(data) for data in (alone, more, other)}) == 3
+    # Of a text in another split, a row without a label is left out: the teacher has not learnt it.
+    again = [{"text": f"w{row} film", "label": None, "no": 0.1, "yes": 0.9} for row in range(20)]
+    with_labels = [{"text": f"w{row} film", "label": row % 2, "no": 0.5, "yes": 0.5} for row in range(20)]
+    both = load_data(make_task({"train": with_labels + again}, settings=taught_task(make_task).settings))
+    assert fingerprint(both, ("validation", "test")) == fingerprint(alone, ("validation", "test"))
+    assert sorted(both["train"].texts) == sorted(alone["train"].texts * 2)
 
 
 @pytest.mark.parametrize("numbers", [[0.5, 0.6], [0.5, None], ["nan", 1.0], [-0.5, 1.5], [0.5, "half"], [None, None]])
@@ -425,7 +431,20 @@ def test_rows_that_are_scored_need_labels_and_those_of_a_baseline_its_answers(ma
     with pytest.raises(TaskDataError, match=r"teacher\.columns"):
         load_data(taught_task(make_task, [], PLAIN, PLAIN, baseline=True))
     answered = [row | {"no": 0.1, "yes": 0.9} for row in PLAIN]
-    data = prepare(taught_task(make_task, [], answered, [*answered, {"label": 1}], baseline=True), byte_tokenizer())
+    for held_out in ([answered, [*answered, {"label": 1}]], [[*answered, {"label": 1}], answered]):
+        with pytest.raises(TaskDataError, match=r"teacher, a baseline, must answer each \w+ row, but .* w2' \(.* 3\)"):
+            load_data(taught_task(make_task, [], *held_out, baseline=True))
+    data = prepare(taught_task(make_task, [], answered, answered, baseline=True), byte_tokenizer())
     found = BASELINES.get("teacher")(data, torch.nn.Identity(), torch.device("cpu")).measure()
-    assert (found.validation_metrics, found.test_answers) == ({"accuracy": 0.5}, ())
-    assert "1 of 3 lack" in found.failed
+    assert (found.validation_metrics, len(found.test_answers)) == ({"accuracy": 0.5}, 2)
+
+
+def test_a_teacher_whose_columns_stand_in_another_order_is_noticed(make_task):
+    for names, wrong in ((["p.yes", "p.no"], "'p.yes' for 'no'"), (["no", "no.yes"], None), (["a", "b"], None)):
+        faults = list(kind_of(make_task()).laws({"labels": ["no", "yes"], "teacher": {"columns": names}}))
+        assert [wrong in law for _, law in faults] == ([True] if wrong else [])
+    for share, wrong in ((0.9, False), (0.1, True)):
+        rows = [[row % 2, share, 1 - share] if row % 2 == 0 else [1, 1 - share, share] for row in range(20)]
+        task = taught_task(make_task, [*rows, [None, 0.5, 0.5]], PLAIN, PLAIN)
+        warnings = list(kind_of(task).warnings(load_data(task), {}))
+        assert any("agrees with 0% of the labels" in warning for warning in warnings) == wrong
