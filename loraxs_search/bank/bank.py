@@ -147,7 +147,7 @@ class AdapterBank:
             IntegrityError: a tensor has another name or shape than it should.
             UsageError: it does not fit into `max_bytes`.
         """
-        self._put(name, self.model.stored(config, task, tensors))
+        self._put(name, self.model.stored(config, task, expanded(tensors, config.factor_fingerprints)))
 
     def evict(self, name: str) -> None:
         """Remove an adapter.

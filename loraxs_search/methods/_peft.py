@@ -67,7 +67,7 @@ class PeftMethod(Method):
     ) -> AdapterSize:
         own = self.stored(params, modules)
         tensors = {**own, **head, **({} if self.says_pooling else identity)}
-        halved = (name for name, shape in tensors.items() if len(shape) > 1 and params.get("stored_dtype") == "float16")
+        halved = (name for name, shape in own.items() if len(shape) > 1 and params.get("stored_dtype") == "float16")
         num_bytes = file_bytes(tensors, dtypes=dict.fromkeys(halved, "F16"))
         return AdapterSize(sum(map(prod, own.values())), sum(map(prod, head.values())), num_bytes)
 

@@ -63,8 +63,8 @@ class Lora(PeftMethod):
                 "name",
                 names=("float16", "float32"),
                 default="float16",
-                about="What A, B and the head are rounded to before they are scored and stored; trials train in"
-                " float32. PEFT reads both.",
+                about="What A and B are rounded to before they are scored and stored; trials train in float32, and the"
+                " head stays so. PEFT reads both.",
             ),
         }
     )

@@ -101,7 +101,7 @@ class LoraXS(PeftMethod):
                 names=get_args(StoredDtype),
                 default="int8",
                 about="What R and the head are rounded to before they are scored and stored; trials train in float32."
-                " `int8` has one scale for each R, and for each row of the head.",
+                " `int8` has one scale for each R, and for each row of the head; `float16` leaves the head in float32.",
             ),
         }
     )
@@ -212,7 +212,8 @@ class LoraXS(PeftMethod):
     ) -> AdapterSize:
         rank, dtype = int(params["rank"]), str(params["stored_dtype"])
         shapes = {R: (len(modules), rank, rank), **head}
-        dtypes = {name: _DTYPES[dtype] for name, shape in shapes.items() if len(shape) > 1}
+        narrow = (name for name, shape in shapes.items() if name == R or (dtype == "int8" and len(shape) > 1))
+        dtypes = dict.fromkeys(narrow, _DTYPES[dtype])
         if dtype == "int8":
             shapes |= {f"{name}{SCALE}": shapes[name][:1] for name in dtypes}
         size = super().size(params, modules, head, identity, body)

@@ -523,7 +523,7 @@ class TrialHost:
                 layer = base.get_submodule(output_head(base)[0])
                 assert isinstance(layer, nn.Linear)
                 with torch.no_grad():
-                    # Its rows' scales grow alike. In float16 a number may be rounded otherwise than when it was scored.
+                    # Its rows' scales grow alike, and other heads are in float32.
                     layer.weight.copy_(rounded(layer.weight * outputs.spread, hyper.stored_dtype, is_head=True))
                     if layer.bias is not None:
                         layer.bias.mul_(outputs.spread).add_(outputs.mean)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from support.bases import families
 from support.toy_language import choosing, save_base, writing
 from support.trials import save_decoder, written_by
@@ -22,8 +23,9 @@ from loraxs_search.base_model.locate import locate
 from loraxs_search.base_model.tokenizer import load_tokenizer
 from loraxs_search.errors import UsageError
 from loraxs_search.factors.store import FactorStore
+from loraxs_search.manifest import verify
 from loraxs_search.methods.loading import load_adapter_folder
-from loraxs_search.methods.loraxs import use_factor_store
+from loraxs_search.methods.loraxs import LoraXSConfig, use_factor_store
 from loraxs_search.records.task import BaseModelRef, DataSource, Task, TaskModel
 from loraxs_search.tasks.kinds import KINDS, Prompt
 
@@ -98,6 +100,23 @@ def adapters(request, tmp_path_factory, make_adapter):
         }
 
     return Adapters(folder, make_adapter, CLASSIFIER, unlike)
+
+
+def test_an_adapter_that_is_added_is_the_one_that_its_file_has(adapters):
+    folder = adapters.folders["all"]
+    config, tensors = LoraXSConfig.from_pretrained(str(folder)), load_file(folder / "adapter_model.safetensors")
+    adapters.bank.add("added", config, verify(folder).task, tensors)
+    own, added = adapters.bank.logits(["all", "added"], {"input_ids": torch.tensor([[5, 6, 7]] * 2)})
+    adapters.bank.evict("added")
+    torch.testing.assert_close(own, added, **CLOSE)
+
+
+def test_a_loader_that_does_not_know_the_file_has_no_answer(adapters):
+    """That of transformers does not ask PEFT how an adapter's file is read."""
+    model = load_model(adapters.base, adapters.task_model)
+    model.load_adapter(str(adapters.folders["all"]))
+    with torch.no_grad():
+        assert model(input_ids=torch.tensor([[5, 6, 7]])).logits.isnan().all()
 
 
 def test_a_row_is_what_its_adapter_gives_alone(adapters):

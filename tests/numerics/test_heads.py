@@ -389,6 +389,23 @@ def test_files_answer_in_the_labels_own_units_and_trials_start_from_them(tiny_ba
 
 
 @in_warm_home
+@pytest.mark.parametrize("spread", [1e6, 1e-6])
+def test_numbers_of_any_size_are_stored_as_they_were_scored(tiny_base, tmp_path, spread):
+    """In float16 the head of prices would overflow, and that of millionths would have two digits."""
+    task = make_task(tmp_path, spread, 0.0)
+    host = host_of(tiny_base, task)
+    for number, (dtype, own) in enumerate(
+        [("int8", {}), ("float16", {}), ("float16", {"method": "lora", "method_params": {"rank": 4}})]
+    ):
+        spec = spec_on(host, stored_dtype=dtype, **own)
+        _, state = host.advance(spec, 5, None)
+        answers = host.answer(spec, state, range(20)).predictions
+        save_adapter(folder := tmp_path / str(number), host, spec, state, task)
+        close = pytest.approx(list(answers), rel=1e-4, abs=1e-4 * spread)
+        assert list(score_folder(folder, task).answers.predictions) == close
+
+
+@in_warm_home
 def test_each_form_on_a_bfloat16_base_answers_as_exactly_as_its_head_was_trained(tiny_base, tmp_path, monkeypatch):
     """In bfloat16 a head would answer years in steps of 8; the checkpoint's own head, of two labels, is passed over."""
     base, task = tmp_path / "base", make_task(tmp_path, 15.0, 1990.0)

@@ -66,7 +66,10 @@ def make_adapter(
 
     from loraxs_search.base_model.layers import linear_modules
     from loraxs_search.base_model.load import load_model
+    from loraxs_search.methods import method_of
     from loraxs_search.methods.loading import make_reference_logits
+    from loraxs_search.methods.loraxs.model import body_fingerprint
+    from loraxs_search.methods.stored import rounded
     from loraxs_search.tasks.kinds import kind_of
     from loraxs_search.trial.attach import attach
 
@@ -79,13 +82,18 @@ def make_adapter(
     if "target_modules" not in hyperparameters:
         values["target_modules"] = tuple(module.name for module in linear_modules(base, kind_of(task).model))
     hyper = Hyperparameters(**{**values, "seed": seed, **hyperparameters})
-    model = attach(load_model(base, kind_of(task).model), TrialSpec("0", {}, hyper))
+    bare = load_model(base, kind_of(task).model)
+    fingerprint, model = body_fingerprint(bare), attach(bare, TrialSpec("0", {}, hyper))
     draw = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and "loraxs" not in name:
             parameter.data = torch.randn(parameter.shape, generator=draw) / parameter.shape[-1] ** 0.5
-    model.save_pretrained(str(folder))
-    (folder / "README.md").unlink()  # PEFT's; the registry writes its own
+        if parameter.requires_grad:
+            is_head = not method_of(hyper).is_adapter(name, model)
+            parameter.data = rounded(parameter.data, hyper.stored_dtype, is_head=is_head)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in method_of(hyper).files(model, fingerprint).items():
+        (folder / name).write_bytes(content)
     probe = make_reference_logits(model, model.config.vocab_size)
     seal(folder, manifest_of(task, BaseModelRef(base.id), hyper, base_digest=base.weight_digest, probe=probe))
     return folder

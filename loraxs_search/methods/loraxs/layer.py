@@ -76,7 +76,8 @@ def starting_r(
 
     It is the R of the adapter that `start_from` names, where that adapts this module: the same function, at the same
     rank or a larger one. Factors nest, so a smaller R stands in the top left corner and zeros around it; the trial's
-    own scale is divided out. Elsewhere it is drawn from N(0, init_std^2).
+    own scale is divided out. Elsewhere it is drawn from N(0, init_std^2). Of a search's adapter, whose R its file
+    gives, it is NaN: a loader that does not find it there, such as transformers' own `load_adapter`, must not answer.
 
     Args:
         factors: Returns those of the module's weight; None where a stored R follows, for which nothing is checked.
@@ -86,6 +87,8 @@ def starting_r(
     """
     digest = None if factors is None else config.start_from
     r = None if digest is None else start_tensor(digest, f"{module}.{R}")
+    if factors is None and config.body_fingerprint:
+        return torch.full((settings.rank, settings.rank), torch.nan)
     if factors is None or digest is None or r is None:
         generator = None if config.init_seed is None else _generator(f"{config.init_seed}:{module}")
         return torch.empty(settings.rank, settings.rank).normal_(std=config.init_std, generator=generator)

@@ -32,6 +32,7 @@ from loraxs_search.methods import get_method
 from loraxs_search.methods.loading import load_adapter_folder
 from loraxs_search.methods.loraxs import LoraXSConfig, use_factor_store
 from loraxs_search.methods.loraxs.model import body_fingerprint
+from loraxs_search.methods.stored import expanded
 from loraxs_search.predictor import Predictor
 from loraxs_search.records.codec import from_json
 from loraxs_search.records.search import OperatingPoint
@@ -211,13 +212,15 @@ def test_an_adapter_that_a_study_has_kept_is_loaded_by_its_trial(base, folders, 
 
 # ---- what is refused -------------------------------------------------------------------------------------------------
 def changed(folder: Path, to: Path, *, config: dict | None = None, tensors=None, manifest: dict | None = None) -> Path:
-    """Copy an adapter folder with changes that its manifest vouches for."""
+    """Copy an adapter folder with changes that its manifest vouches for; those of tensors have PEFT's names."""
     shutil.copytree(folder, to)
     if config:
         path = to / "adapter_config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | config))
     if tensors:
-        save_file(tensors(load_file(to / "adapter_model.safetensors")), to / "adapter_model.safetensors")
+        modules = json.loads((to / "manifest.json").read_text())["hyperparameters"]["target_modules"]
+        own = expanded(load_file(to / "adapter_model.safetensors"), modules)
+        save_file({name: value.clone() for name, value in tensors(own).items()}, to / "adapter_model.safetensors")
     path = to / "manifest.json"
     content = json.loads(path.read_text()) | (manifest or {})
     if "files" not in (manifest or {}):
