@@ -5,7 +5,7 @@
 FOLDER and tasks are those of `bench_choices.py`. Methods are LoRA-XS, LoRA, VeRA and only the head. The plan for each
 task, fixed before any row of a test split is scored:
 
-1. *Rate.* Four rates a method, seed 0, at the first of its sets of layers that fits 16 KiB.
+1. *Rate.* Four rates a method, seed 0, at the first of its sets of layers that fits a budget, in 16 KiB at most.
 2. *Form.* At that rate, seed 0: each of its sets of layers, at the largest rank that a budget allows.
 3. *Score.* The form with the best score on validation rows among those that a budget allows, three seeds.
 
@@ -109,7 +109,8 @@ class Plan:
         modules = linear_modules(locate(space.base_model), model)
         head = (model.num_outputs or 0) * (modules[0].in_features + 4 + 4)
         found = {} if method in LAYERS else {("", 0): head}
-        for budget, layers in product(self.budgets, (*every, *FEWER_LAYERS.get(method, ()))):
+        fewer = product(self.budgets, FEWER_LAYERS.get(method, ()))  # last: no rate is chosen with these
+        for budget, layers in (*product(self.budgets, every), *fewer):
             if layers not in every and (self.base != "minilm" or budget - head > 5 * 1024):
                 continue
             names = set(resolve_modules(layers.replace(",", "+"), modules))
